@@ -1,0 +1,284 @@
+//! Connections that break, sessions that are lost, devices that fail.
+
+extern crate std;
+
+use std::vec::Vec;
+
+use super::super::super::proto::{Kind, Outcome, SlotEntry, SlotState, Status};
+use super::super::{Event, FailReason, Failure, Phase, Source};
+use super::rig::*;
+
+#[test]
+fn after_a_join_known_outcomes_complete_and_the_rest_is_sent_again() {
+    let mut rig = Rig::live();
+    rig.submit(0, write(0, 1));
+    rig.submit(1, write(1, 1));
+    rig.submit(2, read(2, 1));
+    while rig.send(0).is_some() {}
+    rig.lose(0);
+    assert_eq!(rig.connect(0), Kind::JOIN);
+    let done = |slot: u16, id| SlotEntry {
+        id,
+        slot,
+        state: SlotState::Done,
+        status: Status::OK,
+    };
+    rig.joined(0, &[done(0, 1), done(2, 3)]);
+    assert_eq!(rig.completed(), [(0, Ok(()))]);
+    let again: Vec<_> = core::iter::from_fn(|| rig.send(0))
+        .filter(|sent| sent.header.kind.has_slot())
+        .map(|sent| (sent.header.slot, sent.header.id))
+        .collect();
+    assert_eq!(again, [(1, 2), (2, 3)]);
+}
+
+#[test]
+fn what_was_out_on_a_broken_connection_goes_out_on_another() {
+    let mut rig = Rig::live();
+    assert_eq!(rig.connect(1), Kind::JOIN);
+    rig.joined(1, &[]);
+    rig.submit(0, write(0, 1));
+    let first = rig.send(0).unwrap();
+    assert_eq!(rig.send(1), None);
+    rig.lose(0);
+    let again = rig.send(1).unwrap();
+    assert_eq!(again.header.id, first.header.id);
+    rig.reply(1, again, Status::OK);
+    assert_eq!(rig.completed(), [(0, Ok(()))]);
+}
+
+#[test]
+fn frames_of_an_older_stream_are_refused() {
+    let mut rig = Rig::live();
+    rig.submit(0, write(0, 1));
+    let sent = rig.send(0).unwrap();
+    let old = rig.streams[0];
+    rig.lose(0);
+    rig.connect(0);
+    let new = rig.streams[0];
+    rig.streams[0] = old;
+    let header = super::super::super::proto::Header::reply(
+        Kind::WRITE,
+        0,
+        sent.header.id,
+        Status::OK,
+        rig.credit,
+    );
+    assert!(rig.frame(0, header, &[]).is_err());
+    rig.streams[0] = new;
+}
+
+fn lose_session(rig: &mut Rig) {
+    rig.lose(0);
+    assert_eq!(rig.connect(0), Kind::JOIN);
+    rig.refuse(Kind::JOIN, 0, Status::SESSION_LOST);
+    assert!(rig
+        .events()
+        .iter()
+        .any(|event| matches!(event, Event::Close { index: 0, .. })));
+    assert!(!rig.session.wants_connection(0));
+    rig.lose(0);
+    assert!(rig.session.wants_connection(0));
+    assert_eq!(rig.connect(0), Kind::OPEN);
+}
+
+#[test]
+fn a_fresh_session_replays_first_then_resends_in_the_old_order() {
+    let mut rig = Rig::live();
+    rig.write_through(0, write(0, 2));
+    rig.write_through(0, write(1, 2));
+    rig.submit(3, read(9, 1));
+    rig.submit(2, write(20, 1));
+    while rig.send(0).is_some() {}
+    rig.incarnation = 2;
+    lose_session(&mut rig);
+    rig.opened();
+    let first = rig.send(0).unwrap();
+    assert_eq!(
+        first.payload.unwrap().source,
+        Source::Retained { seq: 0, from: 0 }
+    );
+    // The second overlaps the first.
+    assert_eq!(rig.send(0), None);
+    rig.reply(0, first, Status::OK);
+    let second = rig.send(0).unwrap();
+    assert_eq!(
+        second.payload.unwrap().source,
+        Source::Retained { seq: 1, from: 0 }
+    );
+    rig.reply(0, second, Status::OK);
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::REPLAYED);
+    let rest: Vec<_> = core::iter::from_fn(|| rig.send(0))
+        .map(|sent| (sent.header.slot, sent.header.id))
+        .collect();
+    assert_eq!(rest, [(3, 3), (2, 4)]);
+    assert_eq!(rig.retained.entries(), 2);
+}
+
+#[test]
+fn a_session_lost_during_the_replay_begins_it_anew() {
+    let mut rig = Rig::live();
+    rig.write_through(0, write(0, 1));
+    rig.write_through(0, write(8, 1));
+    lose_session(&mut rig);
+    rig.opened();
+    let first = rig.send(0).unwrap();
+    rig.send(0).unwrap();
+    rig.reply(0, first, Status::OK);
+    lose_session(&mut rig);
+    rig.opened();
+    let offsets: Vec<_> = core::iter::from_fn(|| rig.send(0))
+        .map(|sent| sent.header.offset)
+        .collect();
+    assert_eq!(offsets, [0, 8 * BLOCK]);
+}
+
+#[test]
+fn without_retention_lost_writes_fail_the_device() {
+    let mut rig = Rig::with(None, 0);
+    rig.open();
+    rig.write_through(0, write(0, 1));
+    rig.submit(1, flush());
+    rig.send(0).unwrap();
+    rig.incarnation = 2;
+    lose_session(&mut rig);
+    rig.opened();
+    let events = rig.events();
+    assert!(events.contains(&Event::Failed(FailReason::WritesLost)));
+    let flush = Event::Completed {
+        slot: 1,
+        result: Err(Failure::DeviceFailed),
+        retained: None,
+    };
+    assert!(events.contains(&flush));
+    rig.submit(2, read(0, 1));
+    assert_eq!(rig.completed(), [(2, Err(Failure::DeviceFailed))]);
+}
+
+#[test]
+fn without_retention_a_flushed_device_survives_a_new_incarnation() {
+    let mut rig = Rig::with(None, 0);
+    rig.open();
+    rig.write_through(0, write(0, 1));
+    rig.write_through(1, flush());
+    rig.incarnation = 2;
+    lose_session(&mut rig);
+    rig.opened();
+    rig.send(0).unwrap();
+    assert_eq!(rig.session.phase(), Phase::Live);
+}
+
+#[test]
+fn another_export_under_the_name_fails_the_device() {
+    let mut rig = Rig::live();
+    rig.export_id = 10;
+    lose_session(&mut rig);
+    rig.opened();
+    assert_eq!(
+        rig.session.phase(),
+        Phase::Failed(FailReason::ExportChanged)
+    );
+    assert!(!rig.session.wants_connection(0));
+}
+
+#[test]
+fn a_lost_lease_fails_the_device() {
+    let mut rig = Rig::live();
+    lose_session(&mut rig);
+    rig.refuse(Kind::OPEN, 0, Status::LEASE_LOST);
+    assert_eq!(rig.session.phase(), Phase::Failed(FailReason::LeaseLost));
+}
+
+#[test]
+fn a_missing_export_is_waited_for_once_the_device_is_there() {
+    let mut rig = Rig::live();
+    lose_session(&mut rig);
+    rig.refuse(Kind::OPEN, 0, Status::NO_EXPORT);
+    assert_eq!(rig.session.phase(), Phase::Opening);
+    rig.events();
+    rig.lose(0);
+    assert_eq!(rig.connect(0), Kind::OPEN);
+}
+
+#[test]
+fn a_flush_that_can_never_succeed_fails_the_device() {
+    let mut rig = Rig::live();
+    rig.submit(0, flush());
+    let sent = rig.send(0).unwrap();
+    rig.reply(0, sent, Status::SYNC_FAILED);
+    assert_eq!(rig.session.phase(), Phase::Failed(FailReason::SyncFailed));
+}
+
+#[test]
+fn a_request_under_which_connections_break_is_sent_alone() {
+    let mut rig = Rig::live();
+    rig.submit(0, read(0, 1));
+    for _ in 0..3 {
+        rig.send(0).unwrap();
+        rig.lose(0);
+        rig.connect(0);
+        rig.joined(0, &[]);
+    }
+    rig.submit(1, read(1, 1));
+    assert_eq!(rig.session.suspects(), 1);
+    let suspect = rig.send(0).unwrap();
+    assert_eq!(suspect.header.slot, 0);
+    while let Some(sent) = rig.send(0) {
+        assert!(!sent.header.kind.has_slot());
+    }
+    rig.reply(0, suspect, Status::IO);
+    assert_eq!(rig.send(0).unwrap().header.slot, 1);
+    assert_eq!(rig.session.suspects(), 0);
+}
+
+#[test]
+fn silence_is_noticed() {
+    const SECOND: u64 = 1_000_000_000;
+    let mut rig = Rig::live();
+    rig.timeout(SECOND);
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::PING);
+    rig.timeout(3 * SECOND);
+    assert_eq!(rig.events(), []);
+    rig.session.handle_alive(0, 3 * SECOND);
+    rig.timeout(4 * SECOND);
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::PING);
+    rig.timeout(7 * SECOND);
+    assert!(matches!(rig.event(), Some(Event::Close { index: 0, .. })));
+}
+
+#[test]
+fn close_waits_for_what_is_open() {
+    let mut rig = Rig::live();
+    rig.submit(0, flush());
+    let sent = rig.send(0).unwrap();
+    rig.session.close();
+    assert_eq!(rig.send(0), None);
+    rig.reply(0, sent, Status::OK);
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::CLOSE);
+    let header = super::super::super::proto::Header::reply(
+        Kind::CLOSE,
+        super::super::super::proto::NO_SLOT,
+        0,
+        Status::OK,
+        rig.credit,
+    );
+    rig.frame(0, header, &[]).unwrap();
+    assert!(rig.events().contains(&Event::Closed(Status::OK)));
+}
+
+#[test]
+fn a_settled_abort_is_forgotten_with_its_session() {
+    let mut rig = Rig::with(Some(10), 64);
+    rig.open();
+    rig.submit(0, write(0, 1));
+    rig.send(0).unwrap();
+    rig.timeout(10);
+    assert_eq!(rig.completed(), [(0, Err(Failure::Deadline))]);
+    lose_session(&mut rig);
+    rig.opened();
+    rig.submit(1, read(0, 1));
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::REPLAYED);
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::READ);
+    // Late news of the old session change nothing.
+    rig.outcome(0, 0, 1, Outcome::Kept);
+}

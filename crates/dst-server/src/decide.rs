@@ -1,0 +1,153 @@
+//! Acting on what the rules of the sessions and of the export decide.
+
+use dst_engine::server::{Action, CloseReason, Event, Record};
+use dst_proto::Status;
+
+use crate::frames;
+use crate::record::{hex, SavedLease};
+use crate::worker::{random, Worker, LEAVING};
+
+impl Worker {
+    /// Does what the rules want until they want nothing more. Answers whether there was anything.
+    pub(crate) fn decide_all(&mut self) -> bool {
+        let mut any = false;
+        while let Some(action) = self.rules.poll_action(self.now()) {
+            any = true;
+            self.act(action);
+        }
+        any
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Probe { session } => {
+                if let Some(member) = self.members.get_mut(&session) {
+                    member.session.probe();
+                }
+            }
+            Action::Settle { session, reason } => {
+                if let Some(member) = self.members.get_mut(&session) {
+                    member.session.settle(&mut member.slots, reason);
+                } else {
+                    // It never came to be.
+                    self.rules.settled(session);
+                }
+            }
+            Action::Flush => self.flush_wanted = true,
+            Action::Persist(record) => self.persist(&record),
+            Action::Grant { session } => self.grant(session),
+            Action::Refuse { session, refused } => self.refuse_asking(session, refused),
+            Action::Released { session, status } => {
+                if let Some(member) = self.members.get_mut(&session) {
+                    member.session.closed(status);
+                }
+                self.publish();
+            }
+            Action::Renew => {
+                self.backend.new_incarnation();
+                let identity = self.backend.identity();
+                self.saved.incarnation = hex(&self.rules.state().incarnation);
+                self.saved.continuity = identity.continuity.map(|hash| hex(&hash));
+                // Where this fails the backend's continuity no longer matches what is saved: a restart begins anew.
+                self.save();
+            }
+            Action::Ungate => {
+                for member in self.members.values_mut() {
+                    member.session.set_gate(&mut member.slots, false);
+                }
+            }
+        }
+    }
+
+    fn persist(&mut self, record: &Record) {
+        let asking = self.asking.values().find(|asking| asking.is_writer());
+        let before = self.saved.lease.as_ref().map(|lease| lease.client.clone());
+        let client = match asking {
+            Some(asking) if record.held => asking.client().to_owned(),
+            _ => before.unwrap_or_default(),
+        };
+        let previous = self.saved.lease.replace(SavedLease::new(record, &client));
+        let saved = self.save();
+        if !saved {
+            self.saved.lease = previous;
+        }
+        self.rules.persisted(saved, self.now());
+    }
+
+    /// Takes what the sessions have to tell, and closes streams that are done with. Answers whether there was anything.
+    pub(crate) fn close_all(&mut self) -> bool {
+        let mut any = false;
+        let mut closing = Vec::new();
+        let mut over = Vec::new();
+        let now = self.now();
+        for (&number, member) in &mut self.members {
+            while let Some(event) = member.session.poll_event(&mut member.slots) {
+                any = true;
+                match event {
+                    Event::Close { conn, reason } => closing.push((conn.0, reason)),
+                    Event::Drop { slot } => drop(member.take(slot)),
+                    Event::Replayed => self.rules.replayed(number),
+                    Event::ProbeAnswered => self.rules.probe_answered(number, now),
+                    Event::Release => {
+                        if self.rules.release(number) {
+                            member.session.closed(Status::OK);
+                        }
+                    }
+                    Event::Settled => {
+                        self.rules.heard(number, member.session.last_heard());
+                        self.rules.settled(number);
+                    }
+                    Event::Over => over.push(number),
+                }
+            }
+        }
+        for (conn, reason) in closing {
+            self.close(conn, reason);
+        }
+        for number in over {
+            self.directory.remove(number);
+            if let Some(member) = self.members.remove(&number) {
+                self.keys.remove(&member.key);
+            }
+            self.publish();
+        }
+        any
+    }
+
+    /// The session is done with a stream: it goes when what is queued has left.
+    fn close(&mut self, id: u32, reason: CloseReason) {
+        let until = self.now().saturating_add(LEAVING);
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
+        if let CloseReason::Ended(status) = reason {
+            if status != Status::OK && conn.has_room() {
+                let text = "the session has ended";
+                conn.link.push_bytes(&frames::error(status, text));
+            }
+        }
+        conn.body = None;
+        conn.leaving = Some(until);
+    }
+
+    /// Tells the rules when each session was heard from last.
+    pub(crate) fn tell_signs_of_life(&mut self) {
+        if let Some(number) = self.rules.writer() {
+            if let Some(member) = self.members.get(&number) {
+                self.rules.heard(number, member.session.last_heard());
+            }
+        }
+    }
+
+    /// The flush that the rules asked for is done.
+    pub(crate) fn own_flush_done(&mut self, ok: bool) {
+        if self.drained.is_none() && self.drain_flushing {
+            self.drained = Some(ok);
+            self.drain_flushing = false;
+        } else if ok {
+            self.rules.flushed();
+        } else {
+            self.rules.sync_failed(None, random(), self.now());
+        }
+    }
+}

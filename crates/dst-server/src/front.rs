@@ -1,0 +1,345 @@
+//! The front door: accepts streams, greets, and hands each to the export that it asks for.
+//!
+//! A stream is a *guest* here until its first frame has come whole: LIST is answered at once, OPEN and JOIN go to the thread of
+//! the export, with the link. What a guest can cost is bounded: few of them, a small receive area, and a deadline for the
+//! whole greeting. When too many are there the oldest has to go: a client that means it is through within milliseconds.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dst_engine::rx::{Head, Receiver};
+use dst_net::{Event, Interest, Link, Listener, Poller, Stream, Waker};
+use dst_proto::{
+    ClientName, Credit, ExportName, Header, Hello, JoinRequest, Kind, ListReply, Listed,
+    OpenRequest, Role, Status, HELLO_LEN, HELLO_MAX, MAX_DIGEST_AREA, MAX_OPTIONS, NO_SLOT,
+};
+
+use crate::frames::{error, frame, refusal};
+use crate::port::{Arrival, Directory, Listing, Message, Port};
+
+/// The whole greeting has to be there within this time.
+const GREETING: Duration = Duration::from_secs(10);
+/// Most guests at once.
+const GUESTS: usize = 128;
+/// Receive area: that of a connection, since it becomes one. It is zeroed memory, which costs nothing until it is used; the
+/// deadline and the number of guests bound what strangers can use of it.
+const AREA: usize = HELLO_MAX + MAX_OPTIONS as usize + MAX_DIGEST_AREA as usize;
+/// After an error of accept itself.
+const PAUSE: Duration = Duration::from_millis(100);
+
+const WAKER: u64 = u64::MAX;
+const FIRST_GUEST: u64 = 1 << 32;
+
+/// One stream that has not said yet what it wants.
+struct Guest {
+    link: Link,
+    receiver: Receiver<Box<[u8]>>,
+    hello: [u8; HELLO_LEN],
+    nonce: [u8; 16],
+    since: Instant,
+}
+
+/// What a look at a guest ended with.
+enum Verdict {
+    /// More has to come.
+    Stays,
+    /// It has been answered, or is not worth it.
+    Leaves,
+    /// It belongs to the export with this index.
+    MovesTo(usize, Header),
+}
+
+/// The accepting thread's state.
+pub(crate) struct Front {
+    poller: Poller,
+    listeners: Vec<Box<dyn Listener>>,
+    guests: BTreeMap<u64, Guest>,
+    next_guest: u64,
+    ports: Arc<[Port]>,
+    directory: Arc<Directory>,
+    insecure: bool,
+    waker: Waker,
+    stop: Arc<AtomicBool>,
+}
+
+impl Front {
+    pub fn new(
+        listeners: Vec<Box<dyn Listener>>,
+        ports: Arc<[Port]>,
+        directory: Arc<Directory>,
+        insecure: bool,
+        waker: Waker,
+        stop: Arc<AtomicBool>,
+    ) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        poller.add(waker.fd(), WAKER, Interest::READ)?;
+        for (token, listener) in listeners.iter().enumerate() {
+            poller.add(listener.fd(), token as u64, Interest::READ)?;
+        }
+        Ok(Self {
+            poller,
+            listeners,
+            guests: BTreeMap::new(),
+            next_guest: FIRST_GUEST,
+            ports,
+            directory,
+            insecure,
+            waker,
+            stop,
+        })
+    }
+
+    /// Takes a stream that came by another way than a listener.
+    pub fn adopt(&mut self, stream: Box<dyn Stream>) {
+        self.welcome(stream);
+    }
+
+    /// Serves until `stop` is set.
+    pub fn run(mut self) {
+        let mut events = Vec::new();
+        while !self.stop.load(Ordering::Acquire) {
+            if self.poller.wait(self.patience(), &mut events).is_err() {
+                return;
+            }
+            for event in &events {
+                self.handle(event);
+            }
+            self.send_away_the_slow();
+        }
+    }
+
+    fn handle(&mut self, event: &Event) {
+        match event.token {
+            WAKER => self.waker.clear(),
+            token if token >= FIRST_GUEST => self.listen_to(token),
+            listener => self.accept(listener as usize),
+        }
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        // Tokens count up, so the first is the oldest.
+        let (_, oldest) = self.guests.first_key_value()?;
+        Some(GREETING.saturating_sub(oldest.since.elapsed()))
+    }
+
+    fn send_away_the_slow(&mut self) {
+        while let Some((_, oldest)) = self.guests.first_key_value() {
+            if oldest.since.elapsed() < GREETING {
+                return;
+            }
+            if let Some((_, oldest)) = self.guests.pop_first() {
+                self.forget(&oldest);
+            }
+        }
+    }
+
+    fn accept(&mut self, listener: usize) {
+        loop {
+            match self.listeners[listener].accept() {
+                Ok(stream) => self.welcome(stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    // Out of descriptors, most likely: sending a guest away is all that helps.
+                    if let Some((_, guest)) = self.guests.pop_first() {
+                        self.forget(&guest);
+                    }
+                    return std::thread::sleep(PAUSE);
+                }
+            }
+        }
+    }
+
+    fn welcome(&mut self, stream: Box<dyn Stream>) {
+        let trusted = stream.is_trusted();
+        let mut nonce = [0; 16];
+        if getrandom::fill(&mut nonce).is_err() {
+            return;
+        }
+        let ours = Hello::new(
+            Role::Server,
+            nonce,
+            concat!("dst ", env!("CARGO_PKG_VERSION")),
+        );
+        let mut hello = [0; HELLO_LEN];
+        ours.encode(&mut hello);
+        let mut link = Link::new(stream);
+        link.push_bytes(&hello);
+        if !trusted && !self.insecure {
+            let text = "this server takes unencrypted connections from its own machine only; \
+                        --insecure on both ends allows others";
+            link.push_bytes(&error(Status::NOT_ADMITTED, text));
+            // A few hundred bytes fit any fresh socket; who can't be told is turned away all the same.
+            let _ = link.flush();
+            link.shutdown();
+            return;
+        }
+        if link.flush().is_err() {
+            return;
+        }
+        if self.guests.len() >= GUESTS {
+            if let Some((_, oldest)) = self.guests.pop_first() {
+                self.forget(&oldest);
+            }
+        }
+        let token = self.next_guest;
+        if self.poller.add(link.fd(), token, Interest::READ).is_err() {
+            return;
+        }
+        self.next_guest += 1;
+        let area = vec![0; AREA].into_boxed_slice();
+        let guest = Guest {
+            link,
+            receiver: Receiver::new(area, Role::Client),
+            hello,
+            nonce,
+            since: Instant::now(),
+        };
+        self.guests.insert(token, guest);
+    }
+
+    fn forget(&self, guest: &Guest) {
+        // An error means that it is not there any more.
+        let _ = self.poller.remove(guest.link.fd());
+    }
+
+    fn listen_to(&mut self, token: u64) {
+        let Some(mut guest) = self.guests.remove(&token) else {
+            return;
+        };
+        match self.hear(&mut guest) {
+            Verdict::Stays => {
+                self.guests.insert(token, guest);
+            }
+            Verdict::Leaves => self.forget(&guest),
+            Verdict::MovesTo(export, header) => {
+                self.forget(&guest);
+                self.ports[export].send(Message::Arrival(Box::new(Arrival {
+                    link: guest.link,
+                    receiver: guest.receiver,
+                    header,
+                    hello: guest.hello,
+                    nonce: guest.nonce,
+                })));
+            }
+        }
+    }
+
+    fn hear(&self, guest: &mut Guest) -> Verdict {
+        loop {
+            let (used, head) = match guest.receiver.feed(guest.link.peek()) {
+                Ok(fed) => fed,
+                Err(fault) => return turn_away(guest, error(fault.status, fault.text)),
+            };
+            guest.link.consume(used);
+            match head {
+                Some(Head::Hello(theirs)) => {
+                    let ours = Hello::new(Role::Server, guest.nonce, "");
+                    if let Err(reason) = Hello::negotiate(&ours, &theirs) {
+                        return turn_away(guest, error(Status::PROTOCOL, reason.text()));
+                    }
+                    continue;
+                }
+                Some(Head::Frame(header)) => return self.route(guest, header),
+                None if used > 0 => continue,
+                None => {}
+            }
+            match guest.link.fill() {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Verdict::Stays,
+                Err(_) => return Verdict::Leaves,
+            }
+        }
+    }
+
+    fn route(&self, guest: &mut Guest, header: Header) -> Verdict {
+        let options = guest.receiver.options();
+        match header.kind {
+            Kind::OPEN => {
+                let open = match OpenRequest::decode(options) {
+                    Ok(open) => open,
+                    Err(_) => return turn_away(guest, malformed(Kind::OPEN)),
+                };
+                let name = open.name.as_str();
+                match self.ports.iter().position(|port| port.name == name) {
+                    Some(export) => Verdict::MovesTo(export, header),
+                    None => {
+                        let text =
+                            format!("no export named {name}; `dst list` shows what there is");
+                        turn_away(guest, refusal(Kind::OPEN, Status::NO_EXPORT, &text, None))
+                    }
+                }
+            }
+            Kind::JOIN => {
+                let join = match JoinRequest::decode(options) {
+                    Ok(request) => request.join,
+                    Err(_) => return turn_away(guest, malformed(Kind::JOIN)),
+                };
+                match self.directory.find(join.session) {
+                    Some(export) => Verdict::MovesTo(export, header),
+                    None => {
+                        let text = "this server does not know the session";
+                        turn_away(guest, refusal(Kind::JOIN, Status::SESSION_LOST, text, None))
+                    }
+                }
+            }
+            Kind::LIST => {
+                let answer = self.list();
+                turn_away(guest, answer)
+            }
+            _ => turn_away(
+                guest,
+                error(Status::PROTOCOL, "OPEN, JOIN or LIST expected"),
+            ),
+        }
+    }
+
+    /// The answer to LIST: as many frames as it takes.
+    fn list(&self) -> Vec<u8> {
+        let listings: Vec<_> = self.ports.iter().map(Port::listing).collect();
+        let mut entries = listings.iter().filter_map(entry).peekable();
+        let mut answer = Vec::new();
+        loop {
+            let mut options = vec![0; usize::from(MAX_OPTIONS)];
+            // An entry is far shorter than a frame's options may be.
+            let length = ListReply::encode(&mut entries, &mut options).unwrap_or(0);
+            let more = entries.peek().is_some();
+            let header = Header {
+                more,
+                ..Header::reply(Kind::LIST, NO_SLOT, 0, Status::OK, Credit::default())
+            };
+            answer.extend(frame(header, |out| {
+                out[..length].copy_from_slice(&options[..length]);
+                Ok(length)
+            }));
+            if !more {
+                return answer;
+            }
+        }
+    }
+}
+
+fn entry(listing: &Listing) -> Option<Listed<'_>> {
+    // Names were checked when the exports were opened.
+    Some(Listed {
+        size: listing.size,
+        logical_block: listing.logical_block,
+        flags: listing.flags,
+        name: ExportName::new(&listing.name)?,
+        writer: ClientName::new(&listing.writer).or_else(|| ClientName::new(""))?,
+    })
+}
+
+fn malformed(kind: Kind) -> Vec<u8> {
+    refusal(kind, Status::PROTOCOL, "malformed options", None)
+}
+
+fn turn_away(guest: &mut Guest, words: Vec<u8>) -> Verdict {
+    guest.link.push_bytes(&words);
+    // What does not go at once is not worth keeping the stream for.
+    let _ = guest.link.flush();
+    guest.link.shutdown();
+    Verdict::Leaves
+}

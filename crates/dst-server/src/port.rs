@@ -1,0 +1,96 @@
+//! How the front door and the exports' threads reach each other.
+
+use std::collections::HashMap;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dst_engine::rx::Receiver;
+use dst_net::{Link, Waker};
+use dst_proto::{GeometryFlags, Header, HELLO_LEN};
+
+/// A stream whose first frame, OPEN or JOIN, has come.
+pub(crate) struct Arrival {
+    pub link: Link,
+    /// Still has the client's HELLO and the options of the frame.
+    pub receiver: Receiver<Box<[u8]>>,
+    pub header: Header,
+    /// The HELLO that this end sent, and its nonce.
+    pub hello: [u8; HELLO_LEN],
+    pub nonce: [u8; 16],
+}
+
+/// What an export's thread is told.
+pub(crate) enum Message {
+    Arrival(Box<Arrival>),
+    /// Finish, flush, stop.
+    Drain,
+}
+
+/// What LIST and `status` tell of an export.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Listing {
+    pub name: String,
+    pub size: u64,
+    pub logical_block: u32,
+    pub flags: GeometryFlags,
+    /// The client that writes; empty for none.
+    pub writer: String,
+    /// Sessions open.
+    pub sessions: usize,
+}
+
+/// The way to one export.
+pub(crate) struct Port {
+    pub name: String,
+    pub inbox: Sender<Message>,
+    pub waker: Waker,
+    pub listing: Arc<Mutex<Listing>>,
+}
+
+impl Port {
+    pub fn send(&self, message: Message) {
+        // An export whose thread has ended takes nothing any more; the stream is closed with the message.
+        let _ = self.inbox.send(message);
+        self.waker.wake();
+    }
+
+    pub fn listing(&self) -> Listing {
+        lock(&self.listing).clone()
+    }
+}
+
+/// Which export each session belongs to, by session number.
+#[derive(Default)]
+pub(crate) struct Directory {
+    sessions: Mutex<HashMap<u64, usize>>,
+}
+
+impl Directory {
+    pub fn find(&self, session: u64) -> Option<usize> {
+        lock(&self.sessions).get(&session).copied()
+    }
+
+    /// A session number that no export uses, now used by `export`. Short, since people read it; which session it was
+    /// before a restart is told by its secret.
+    pub fn assign(&self, export: usize) -> u64 {
+        let mut sessions = lock(&self.sessions);
+        loop {
+            let mut bytes = [0; 4];
+            getrandom::fill(&mut bytes).expect("the system has random numbers once it is up");
+            let number = u64::from(u32::from_le_bytes(bytes));
+            if number != 0 && !sessions.contains_key(&number) {
+                sessions.insert(number, export);
+                return number;
+            }
+        }
+    }
+
+    pub fn remove(&self, session: u64) {
+        lock(&self.sessions).remove(&session);
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these guard is replaced as a whole: a thread that panicked left nothing half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
