@@ -8,7 +8,7 @@
 
 use super::super::proto::{Outcome, Status};
 use super::retained::{Entries, Retained};
-use super::session::{slot_ref, CloseReason, Phase, Session};
+use super::session::{indices, slot_ref, CloseReason, Phase, Session};
 use super::slot::{Abort, Failure, Slot, State};
 
 impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
@@ -24,7 +24,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             return;
         }
         let mut floor = u64::MAX;
-        for at in (0u16..).take(slots.len()) {
+        for at in indices(slots) {
             let Some(slot) = slot_ref(slots, at) else {
                 break;
             };
@@ -119,7 +119,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             return None;
         }
         let unsent = |slot: &Slot| slot.abort.id != 0 && !slot.abort.sent;
-        (0u16..)
+        (0..u16::MAX)
             .zip(slots)
             .find_map(|(at, slot)| unsent(slot).then_some(at))
     }

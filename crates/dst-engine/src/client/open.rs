@@ -14,7 +14,7 @@ use super::super::rx::Fault;
 use super::liveness::{Conn, Link};
 use super::retained::{Entries, Retained};
 use super::send::seal;
-use super::session::{slot_ref, CloseReason, FailReason, Phase, Session};
+use super::session::{indices, slot_ref, CloseReason, FailReason, Phase, Session};
 use super::slot::{Slot, State};
 use super::NONE;
 
@@ -261,7 +261,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
     /// Every open request waits for an id of the new session, in its old order and ahead of those that had none.
     fn start_anew<E: Entries>(&mut self, slots: &mut [Slot], retained: &mut Retained<E>) {
         self.forget_aborts(slots);
-        for at in (0u16..).take(slots.len()) {
+        for at in indices(slots) {
             let internal = self.is_internal(at);
             let Some(slot) = slots.get_mut(usize::from(at)) else {
                 break;

@@ -4,7 +4,7 @@ use super::super::proto::{Aborted, Changed, Geometry, Header, Kind, Status};
 use super::super::rx::Fault;
 use super::liveness::Link;
 use super::retained::{Entries, Retained};
-use super::session::{slot_ref, CloseReason, FailReason, Phase, Session};
+use super::session::{indices, slot_ref, CloseReason, FailReason, Phase, Session};
 use super::slot::{Failure, Slot, Source, State, PIN_RECEIVING, PIN_SENDING};
 use super::NONE;
 
@@ -273,7 +273,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         let mut again = self.answered > 0;
         while again {
             again = false;
-            for at in (0u16..).take(slots.len()) {
+            for at in indices(slots) {
                 if self.may_act(slots, at) {
                     self.act_on(slots, retained, at);
                     again = self.answered > 0;

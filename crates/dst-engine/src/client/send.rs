@@ -3,7 +3,7 @@
 
 use super::super::proto::{crc32c, digest, Header, Kind, HEADER_LEN};
 use super::retained::{Entries, Retained};
-use super::session::{Phase, Session};
+use super::session::{indices, Phase, Session};
 use super::slot::{Slot, Source, State, PIN_SENDING};
 
 /// A request with so many broken connections behind it is sent alone: it may be what breaks them.
@@ -230,7 +230,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         if index == 0 {
             self.close_sent = false;
         }
-        for at in (0u16..).take(slots.len()) {
+        for at in indices(slots) {
             let Some(slot) = slots.get_mut(usize::from(at)) else {
                 break;
             };

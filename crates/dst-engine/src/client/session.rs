@@ -281,8 +281,8 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
 
     /// Connections over which requests can flow now.
     pub fn live_connections(&self) -> u16 {
-        let live = self.conns.iter().filter(|conn| conn.is_live()).count();
-        u16::try_from(live).unwrap_or(u16::MAX)
+        let live = |sum: u16, conn: &Conn| sum.wrapping_add(u16::from(conn.is_live()));
+        self.conns.iter().fold(0, live)
     }
 
     /// Whether the driver should have a stream for connection `index` (it decides when to try).
@@ -322,7 +322,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             };
             return Some(event);
         }
-        for (index, conn) in (0u16..).zip(self.conns.iter_mut()) {
+        for (index, conn) in (0..u16::MAX).zip(self.conns.iter_mut()) {
             if let Some(reason) = conn.take_close() {
                 return Some(Event::Close { index, reason });
             }
@@ -375,7 +375,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         self.notices.failed = Some(reason);
         self.close_all(super::CloseReason::Superseded);
         self.forget_aborts(slots);
-        for at in (0u16..).take(slots.len()) {
+        for at in indices(slots) {
             if slot_ref(slots, at).is_some_and(Slot::is_pending) {
                 self.start_failing(slots, retained, at, Failure::DeviceFailed);
             }
@@ -466,6 +466,11 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         slot.state = State::Done;
         self.done.push_back(slots, at);
     }
+}
+
+/// Every slot's number.
+pub(super) fn indices(slots: &[Slot]) -> core::ops::Range<u16> {
+    0..u16::try_from(slots.len()).unwrap_or(u16::MAX)
 }
 
 pub(super) fn slot_ref(slots: &[Slot], at: u16) -> Option<&Slot> {

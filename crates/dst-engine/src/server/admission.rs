@@ -127,12 +127,11 @@ impl<T: Table> Export<T> {
 
     /// Takes a free place in the table. Readers leave room for two writers: the holder and the next one.
     fn enter(&mut self, number: u64, state: EntryState, writes: bool) -> Result<(), Refused> {
-        let entries = self.table.as_ref().iter();
-        let writers = entries.filter(|entry| entry.writes && entry.state != EntryState::Free);
+        let writers = self.count(|entry| entry.writes && entry.state != EntryState::Free);
         let reserved = if writes {
             0
         } else {
-            2usize.saturating_sub(writers.count())
+            2usize.saturating_sub(writers)
         };
         let free = |entry: &&mut Entry| entry.state == EntryState::Free;
         match self.table.as_mut().iter_mut().filter(free).nth(reserved) {

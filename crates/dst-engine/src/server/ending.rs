@@ -133,7 +133,7 @@ impl<W: Bits, L: Lanes> Session<W, L> {
             Close::Answer(_) => self.close_lane,
             _ => NONE,
         };
-        let mut lanes = (0u16..).zip(self.lanes.as_ref());
+        let mut lanes = (0..u16::MAX).zip(self.lanes.as_ref());
         let (at, conn) = lanes.find_map(|(at, lane)| {
             let told = at != answering && lane.replies.is_empty();
             Some((at, lane.conn.filter(|_| told)?))

@@ -148,9 +148,14 @@ impl<W: Bits, L: Lanes> Session<W, L> {
         if self.close != Close::Finishing || self.executing > 0 || self.flush != Flush::None {
             return None;
         }
-        // What is still held waits for ids that will not come.
-        while let Some(at) = self.held.head() {
-            self.vacate(slots, at);
+        // What is still held waits for ids that will not come, and nothing may start after the flush.
+        for at in 0..self.slots {
+            let Some(slot) = slots.get(usize::from(at)) else {
+                break;
+            };
+            if matches!(slot.state, State::Held | State::Receiving) {
+                self.vacate(slots, at);
+            }
         }
         if !self.config.writable {
             self.close = Close::Releasing(false);

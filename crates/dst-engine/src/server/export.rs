@@ -197,8 +197,14 @@ impl<T: Table> Export<T> {
 
     /// Sessions that live.
     pub fn sessions(&self) -> usize {
-        let live = |entry: &&Entry| entry.state == EntryState::Live;
-        self.table.as_ref().iter().filter(live).count()
+        self.count(|entry| entry.state == EntryState::Live)
+    }
+
+    pub(super) fn count(&self, which: impl Fn(&Entry) -> bool) -> usize {
+        let entries = self.table.as_ref().iter();
+        entries.fold(0, |count: usize, entry| {
+            count.saturating_add(usize::from(which(entry)))
+        })
     }
 
     /// Whether the requests of this session must be held: an earlier incarnation may have lost writes that the holder has

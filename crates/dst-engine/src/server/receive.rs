@@ -125,9 +125,6 @@ impl<W: Bits, L: Lanes> Session<W, L> {
             if self.window.is_finished(id) {
                 return Err(ID_USED);
             }
-            if self.close != Close::No {
-                return Err(Fault::protocol("a new request after CLOSE"));
-            }
             return self.arrive(slots, lane, header, options);
         }
         let same = slot.kind == header.kind
@@ -191,6 +188,9 @@ impl<W: Bits, L: Lanes> Session<W, L> {
         header: &Header,
         options: &[u8],
     ) -> Result<Take, Fault> {
+        if self.close != Close::No {
+            return Err(Fault::protocol("a new request after CLOSE"));
+        }
         let (at, id) = (header.slot, header.id);
         let after = u64::from(header.after);
         if after >= id {

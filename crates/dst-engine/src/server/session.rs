@@ -188,12 +188,10 @@ impl<W: Bits, L: Lanes> Session<W, L> {
 
     /// Connections that live.
     pub fn connections(&self) -> u16 {
-        let live = self
-            .lanes
-            .as_ref()
-            .iter()
-            .filter(|lane| lane.conn.is_some());
-        u16::try_from(live.count()).unwrap_or(u16::MAX)
+        let lanes = self.lanes.as_ref().iter();
+        lanes.fold(0, |live: u16, lane| {
+            live.saturating_add(u16::from(lane.conn.is_some()))
+        })
     }
 
     /// The size or the flags of the export have changed: every connection is sent CHANGED. Never smaller.
@@ -340,9 +338,8 @@ impl<W: Bits, L: Lanes> Session<W, L> {
         if self.dropped == 0 {
             return None;
         }
-        let found = (0u16..)
-            .zip(slots.iter_mut())
-            .find(|(_, slot)| slot.dropped);
+        let mut all = (0..u16::MAX).zip(slots.iter_mut());
+        let found = all.find(|(_, slot)| slot.dropped);
         let Some((at, slot)) = found else {
             self.dropped = 0;
             return None;

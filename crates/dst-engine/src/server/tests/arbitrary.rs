@@ -45,7 +45,11 @@ fn header() -> impl Strategy<Value = Header> {
     let extras = (any::<bool>(), 0u32..4, 0u32..40);
     (place, extras).prop_map(|((kind, slot, id, at, blocks), (is_barrier, after, odd))| {
         let header = request(kind, slot, id, at, blocks);
-        let header = if is_barrier && odd < 8 { barrier(header) } else { header };
+        let header = if is_barrier && odd < 8 {
+            barrier(header)
+        } else {
+            header
+        };
         Header {
             after: if odd >= 30 { after } else { 0 },
             length: if odd == 9 { u64::MAX } else { header.length },
@@ -74,14 +78,21 @@ fn step() -> impl Strategy<Value = Step> {
 /// What must be true between any two events.
 fn check(rig: &Rig) {
     let (session, slots) = (&rig.session, &rig.slots);
-    let counted: Vec<u16> = (0..SLOTS).filter(|at| slots[usize::from(*at)].counted).collect();
+    let counted: Vec<u16> = (0..SLOTS)
+        .filter(|at| slots[usize::from(*at)].counted)
+        .collect();
     let in_use = counted.iter().filter(|at| **at != FLUSH_SLOT).count();
     assert_eq!(usize::from(session.in_use), in_use);
-    let bytes: u64 = counted.iter().map(|at| u64::from(slots[usize::from(*at)].payload)).sum();
+    let bytes: u64 = counted
+        .iter()
+        .map(|at| u64::from(slots[usize::from(*at)].payload))
+        .sum();
     assert_eq!(session.bytes, bytes);
     let count = |state| slots.iter().filter(|slot| slot.state == state).count();
     assert_eq!(usize::from(session.executing), count(State::Executing));
-    let unflushed = slots.iter().filter(|slot| slot.state == State::Settling && !slot.flushing);
+    let unflushed = slots
+        .iter()
+        .filter(|slot| slot.state == State::Settling && !slot.flushing);
     if !session.is_ended() {
         assert_eq!(usize::from(session.settling), unflushed.count());
     }
@@ -93,7 +104,9 @@ fn check(rig: &Rig) {
         std::iter::successors(list.head(), next).collect()
     };
     let in_state = |state| -> BTreeSet<u16> {
-        (0..SLOTS).filter(|at| slots[usize::from(*at)].state == state).collect()
+        (0..SLOTS)
+            .filter(|at| slots[usize::from(*at)].state == state)
+            .collect()
     };
     assert_eq!(members(&session.held), in_state(State::Held));
     assert_eq!(members(&session.ready), in_state(State::Ready));
@@ -124,7 +137,10 @@ fn check(rig: &Rig) {
         assert!(lane.conn.is_some() || !slots.iter().any(mine));
     }
 
-    let executing: Vec<&Slot> = slots.iter().filter(|slot| slot.state == State::Executing).collect();
+    let executing: Vec<&Slot> = slots
+        .iter()
+        .filter(|slot| slot.state == State::Executing)
+        .collect();
     for (n, one) in executing.iter().enumerate() {
         assert!(executing[n + 1..].iter().all(|other| !one.overlaps(other)));
     }
@@ -139,6 +155,14 @@ struct Model {
     writes_run: BTreeSet<u64>,
     never: BTreeSet<u64>,
     outcomes: BTreeMap<u64, Outcome>,
+    kept: BTreeMap<u16, Kept>,
+}
+
+/// The one thing that a driver keeps for a slot, with its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    Payload(u64),
+    Read(u64),
 }
 
 impl Model {
@@ -157,17 +181,59 @@ impl Model {
         if execute.kind.is_write() || execute.kind == Kind::FLUSH {
             assert!(self.writes_run.insert(execute.id), "executed twice");
         }
+        let kept = self.kept.remove(&execute.slot);
+        if execute.kind == Kind::WRITE {
+            assert_eq!(kept, Some(Kept::Payload(execute.id)));
+        }
         self.running.push((execute.slot, execute.id));
+    }
+
+    fn executed(&mut self, kind: Kind, slot: u16, id: u64, status: Status) {
+        if matches!(kind, Kind::READ | Kind::BLOCK_STATUS) && status.is_ok() {
+            self.kept.insert(slot, Kept::Read(id));
+        }
     }
 
     fn sent(&mut self, out: Out) {
         if let Out::Outcome(_, id, outcome) = out {
             let before = self.outcomes.insert(id, outcome);
-            assert!(before.is_none_or(|before| before == outcome), "another outcome");
+            assert!(
+                before.is_none_or(|before| before == outcome),
+                "another outcome"
+            );
             if outcome == Outcome::NeverExecuted {
                 self.never.insert(id);
                 assert!(!self.writes_run.contains(&id));
             }
+        }
+        if let Out::Piece(slot, id, ..) | Out::Extents(slot, id) = out {
+            assert_eq!(self.kept.get(&slot), Some(&Kept::Read(id)));
+        }
+        if let Out::Piece(slot, .., true) | Out::Extents(slot, _) = out {
+            self.kept.remove(&slot);
+        }
+    }
+
+    fn events(&mut self, rig: &mut Rig) {
+        for event in rig.events() {
+            if let Event::Drop { slot } = event {
+                assert!(
+                    self.kept.remove(&slot).is_some(),
+                    "nothing is kept for {slot}"
+                );
+            }
+        }
+        // Nothing is kept that the session has no use for.
+        for (slot, kept) in &self.kept {
+            let slot = &rig.slots[usize::from(*slot)];
+            let used = match kept {
+                Kept::Payload(_) => {
+                    slot.kind == Kind::WRITE
+                        && matches!(slot.state, State::Receiving | State::Held | State::Ready)
+                }
+                Kept::Read(_) => slot.data,
+            };
+            assert!(used, "{kept:?} of {slot:?}");
         }
     }
 }
@@ -179,11 +245,13 @@ fn run(steps: Vec<Step>) {
     for step in steps {
         let floor = rig.session.window.floor();
         match step {
-            Step::Frame { conn, header } => {
-                if rig.handle(ConnId(conn), &header).is_err() {
-                    rig.lose(ConnId(conn));
+            Step::Frame { conn, header } => match rig.handle(ConnId(conn), &header) {
+                Ok(Take::Payload { slot }) => {
+                    model.kept.insert(slot, Kept::Payload(header.id));
                 }
-            }
+                Ok(_) => {}
+                Err(_) => rig.lose(ConnId(conn)),
+            },
             Step::Payload { conn, good } => {
                 rig.session.payload_done(&mut rig.slots, ConnId(conn), good);
             }
@@ -198,6 +266,8 @@ fn run(steps: Vec<Step>) {
                     rig.flushed();
                 } else if !model.running.is_empty() {
                     let (slot, id) = model.running.swap_remove(nth % model.running.len());
+                    let kind = rig.slots[usize::from(slot)].kind;
+                    model.executed(kind, slot, id, Status(status));
                     rig.done_with(slot, id, Status(status));
                 }
             }
@@ -213,7 +283,10 @@ fn run(steps: Vec<Step>) {
                     next_generation += 1;
                 }
                 // At most one entry a slot, and none that was never seen.
-                assert!(rig.session.slot_entries(&rig.slots, 0).all(|entry| entry.id > 0));
+                assert!(rig
+                    .session
+                    .slot_entries(&rig.slots, 0)
+                    .all(|entry| entry.id > 0));
             }
             Step::Gate(on) => rig.session.set_gate(&mut rig.slots, on),
             Step::Time(by) => {
@@ -222,7 +295,7 @@ fn run(steps: Vec<Step>) {
             }
             Step::Settle => rig.session.settle(&mut rig.slots, Status::LEASE_LOST),
         }
-        rig.events();
+        model.events(&mut rig);
         check(&rig);
         assert!(rig.session.window.floor() >= floor);
         let busy = !model.running.is_empty() || model.flush;
@@ -243,10 +316,22 @@ fn run(steps: Vec<Step>) {
 
 /// Any header that the decoder lets through, and some that it doesn't.
 fn any_header() -> impl Strategy<Value = Header> {
-    let first = (any::<u8>(), any::<bool>(), any::<u16>(), any::<u16>(), any::<u32>());
-    let second = (any::<u64>(), 0u64..4, any::<u64>(), any::<u64>(), any::<u32>());
-    (first, second).prop_map(|((kind, reply, slot, flags, payload), (id, acked, offset, length, after))| {
-        Header {
+    let first = (
+        any::<u8>(),
+        any::<bool>(),
+        any::<u16>(),
+        any::<u16>(),
+        any::<u32>(),
+    );
+    let second = (
+        any::<u64>(),
+        0u64..4,
+        any::<u64>(),
+        any::<u64>(),
+        any::<u32>(),
+    );
+    (first, second).prop_map(
+        |((kind, reply, slot, flags, payload), (id, acked, offset, length, after))| Header {
             kind: Kind(kind % 40),
             reply,
             slot: slot % (SLOTS + 2),
@@ -258,8 +343,8 @@ fn any_header() -> impl Strategy<Value = Header> {
             length,
             after,
             ..Header::new(Kind::PING)
-        }
-    })
+        },
+    )
 }
 
 proptest! {
@@ -280,7 +365,8 @@ proptest! {
         for header in headers {
             let now = rig.now;
             let taken = rig.session.handle_request(&mut rig.slots, A, &header, &options, now);
-            if let Ok(Take::Payload { .. }) = taken {
+            if let Ok(Take::Payload { slot }) = taken {
+                model.kept.insert(slot, Kept::Payload(header.id));
                 rig.session.payload_done(&mut rig.slots, A, true);
             }
             check(&rig);

@@ -80,6 +80,27 @@ fn no_new_request_is_taken_after_close() {
 }
 
 #[test]
+fn nothing_starts_after_the_flush_of_close() {
+    let mut rig = rig();
+    rig.join(B, 1, 1).unwrap();
+    let refused = request(Kind::WRITE, 0, 1, 0, 1);
+    rig.handle(B, &refused).unwrap();
+    rig.session.payload_done(&mut rig.slots, B, false);
+    rig.run(Kind::READ, 1, 2);
+    let arriving = request(Kind::WRITE, 2, 3, 9, 1);
+    rig.handle(B, &arriving).unwrap();
+    rig.handle(A, &close()).unwrap();
+    assert_eq!(rig.start(), [0]);
+    rig.session.payload_done(&mut rig.slots, B, true);
+    assert!(rig.handle(A, &refused).is_err());
+    assert!(rig.handle(A, &arriving).is_err());
+    assert!(rig.handle(A, &request(Kind::READ, 1, 2, 20, 1)).is_err());
+    assert_eq!(rig.start(), []);
+    rig.flushed();
+    assert_eq!(rig.start(), []);
+}
+
+#[test]
 fn close_whose_connection_broke_is_answered_to_the_next_that_asks() {
     let mut rig = rig();
     rig.handle(A, &close()).unwrap();

@@ -5,6 +5,7 @@ extern crate std;
 mod abort;
 mod admission;
 mod arbitrary;
+mod arbitrary_export;
 mod dedup;
 mod ending;
 mod joining;

@@ -1,0 +1,602 @@
+//! The loop of an agent: one thread that carries requests between a front end and the connections, and answers the control
+//! socket and signals in between.
+//!
+//! | stage | entered by | what goes on | next |
+//! | --- | --- | --- | --- |
+//! | starting | creation | the front end's `start` runs beside | up; ended if it fails |
+//! | up | `start` is done | the device is usable | stopping; orphaned |
+//! | orphaned | the front end went away by itself | a flush | flushing, on detach |
+//! | stopping | detach, a signal | the front end's `stop` runs beside | flushing; up if the device is in use |
+//! | flushing | `stop` is done | the last flush | closing |
+//! | closing | the flush is done | CLOSE | ended |
+//!
+//! Requests are served in every stage, since all work beside needs them served. A forced detach puts an end to requests at
+//! once and a time limit on everything from stopping on; with it the same stages are passed.
+
+use std::os::fd::AsFd as _;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use dst_blockdev::{Error as FrontError, FrontEnd, Node, Work};
+use dst_client::{Completion, Driver, Op, Request, Turn, USER_TOKEN};
+use dst_net::{Interest, Waker};
+
+use super::control::{ClientId, ControlServer};
+use super::log::Log;
+use super::rates::{Sampler, INTERVAL};
+use super::ready::{Announcer, Event, Ready};
+use super::report::{self, Facts};
+use crate::control::{Reply, Request as ControlRequest};
+use crate::exit::{Code, Failure, Outcome};
+use crate::runtime_dir::DeviceDir;
+use crate::signals::Signals;
+
+const FRONT: u64 = USER_TOKEN;
+const WAKER: u64 = USER_TOKEN + 1;
+const SIGNALS: u64 = USER_TOKEN + 2;
+const CONTROL: u64 = USER_TOKEN + 16;
+
+/// Tag of the loop's own flush. No front end uses it: theirs are made of small numbers.
+const FLUSH_TAG: u64 = u64::MAX;
+
+/// A forced detach takes no longer: `dst detach --force` promises 5 s, and the process has to end in that time too.
+const FORCED: Duration = Duration::from_millis(3500);
+
+/// How long to wait for the server to confirm CLOSE. Nothing depends on it but how soon another client may write.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// What a loop is made of.
+pub struct Parts<'a> {
+    /// The connections.
+    pub driver: Driver,
+    /// The way to the kernel.
+    pub front: Box<dyn FrontEnd>,
+    /// Where the socket goes.
+    pub dir: &'a DeviceDir,
+    /// The URL, for people.
+    pub url: String,
+    /// Where to say that the device is there.
+    pub announcer: &'a mut Announcer,
+    /// What asks the agent to end.
+    pub signals: &'a Signals,
+    /// The log.
+    pub log: &'a mut Log,
+}
+
+/// What ran beside and is done.
+enum Finished {
+    Started(Result<Node, FrontError>),
+    Stopped(Result<(), FrontError>),
+    Resized(u64, Result<(), FrontError>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Starting,
+    Up,
+    Orphaned,
+    Stopping,
+    Flushing,
+    Closing,
+    Ended,
+}
+
+/// See the module.
+pub struct DeviceLoop<'a> {
+    driver: Driver,
+    front: Box<dyn FrontEnd>,
+    front_watched: bool,
+    control: ControlServer,
+    dir: &'a DeviceDir,
+    announcer: &'a mut Announcer,
+    signals: &'a Signals,
+    signals_seen: usize,
+    log: &'a mut Log,
+    waker: Waker,
+    finished: (Sender<Finished>, Receiver<Finished>),
+    /// Pieces of work that run beside, `start` and `stop` only.
+    works: usize,
+    stage: Stage,
+    /// The end comes at this time, whatever is missing.
+    give_up: Option<Instant>,
+    forced: bool,
+    flush_pending: bool,
+    /// Who waits for the end.
+    detachers: Vec<ClientId>,
+    /// Why the device is no longer what it should be.
+    broken: Option<String>,
+    /// The driver has given up for good.
+    driver_failed: bool,
+    /// What went wrong on the way to the end.
+    lost: Option<String>,
+    /// Why there is no device after all.
+    failure: Option<Failure>,
+    facts: Facts,
+    sampler: Sampler,
+    last_state: &'static str,
+    requests: Vec<Request>,
+    done: Vec<Completion>,
+    ready: Vec<u64>,
+}
+
+/// A loop that has ended: what is left to do is to tell those who wait, once everything is cleaned up.
+pub struct Ended {
+    driver: Driver,
+    control: ControlServer,
+    detachers: Vec<ClientId>,
+    lost: Option<String>,
+}
+
+impl Ended {
+    /// Tells those who asked for the end.
+    ///
+    /// # Errors
+    /// Something was lost.
+    pub fn tell(mut self) -> Outcome {
+        let reply = Reply::Detached {
+            lost: self.lost.clone(),
+        };
+        for client in self.detachers {
+            self.control.reply(self.driver.poller(), client, &reply);
+        }
+        match self.lost {
+            Some(lost) => Err(Failure::new(Code::Io, lost)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<'a> DeviceLoop<'a> {
+    /// Puts the descriptors together and starts the front end.
+    ///
+    /// # Errors
+    /// A socket or thread can't be made.
+    pub fn new(mut parts: Parts<'a>) -> Outcome<Self> {
+        let what = "can't set up the event loop";
+        let poller = parts.driver.poller();
+        let waker = Waker::new().map_err(Failure::io(what))?;
+        poller
+            .add(parts.front.fd(), FRONT, Interest::READ)
+            .and_then(|()| poller.add(waker.fd(), WAKER, Interest::READ))
+            .and_then(|()| poller.add(parts.signals.as_fd(), SIGNALS, Interest::READ))
+            .map_err(Failure::io(what))?;
+        let control = ControlServer::listen(&parts.dir.control(), poller, CONTROL)
+            .map_err(Failure::io("can't make the control socket"))?;
+        let now = Instant::now();
+        let start = parts.front.start();
+        let mut device = Self {
+            facts: Facts {
+                name: parts.dir.name().to_owned(),
+                url: parts.url,
+                front_end: parts.front.name(),
+                node: None,
+                since: now,
+            },
+            driver: parts.driver,
+            front: parts.front,
+            front_watched: true,
+            control,
+            dir: parts.dir,
+            announcer: parts.announcer,
+            signals: parts.signals,
+            signals_seen: 0,
+            log: parts.log,
+            waker,
+            finished: mpsc::channel(),
+            works: 0,
+            stage: Stage::Starting,
+            give_up: None,
+            forced: false,
+            flush_pending: false,
+            detachers: Vec::new(),
+            broken: None,
+            driver_failed: false,
+            lost: None,
+            failure: None,
+            sampler: Sampler::new(now),
+            last_state: "",
+            requests: Vec::new(),
+            done: Vec::new(),
+            ready: Vec::new(),
+        };
+        device.run_beside(start, Finished::Started)?;
+        device.works += 1;
+        Ok(device)
+    }
+
+    /// Serves until the device is gone.
+    ///
+    /// # Errors
+    /// The device never was there.
+    pub fn run(mut self) -> Outcome<Ended> {
+        while self.stage != Stage::Ended {
+            if let Err(failure) = self.turn() {
+                // Without the event loop there is nothing that could be done in good order.
+                self.log.line(&failure.message);
+                self.failure.get_or_insert(failure);
+                self.stage = Stage::Ended;
+            }
+        }
+        let Self {
+            driver,
+            front,
+            control,
+            detachers,
+            failure,
+            lost,
+            ..
+        } = self;
+        // Takes away what of it is still there.
+        drop(front);
+        match failure {
+            Some(failure) => Err(failure),
+            None => Ok(Ended {
+                driver,
+                control,
+                detachers,
+                lost,
+            }),
+        }
+    }
+
+    /// One round: sleep until something happens, then see to it.
+    fn turn(&mut self) -> Outcome {
+        let now = Instant::now();
+        let wake_at = self.housekeeping(now);
+        let timeout = wake_at.map(|at| at.saturating_duration_since(now));
+        let turn = self
+            .driver
+            .turn(timeout, &mut self.done, &mut self.ready)
+            .map_err(Failure::io("the event loop failed"))?;
+
+        for at in 0..self.ready.len() {
+            match self.ready[at] {
+                FRONT => self.take_requests(),
+                WAKER => self.take_finished(),
+                SIGNALS => self.take_signals(),
+                token if self.control.owns(token) => self.take_control(token),
+                _ => {}
+            }
+        }
+        self.ready.clear();
+        for completion in self.done.drain(..) {
+            if completion.tag == FLUSH_TAG {
+                self.flush_pending = false;
+                if let Err(error) = completion.result {
+                    let text = format!("the last flush failed: {error}");
+                    self.log.line(&text);
+                    self.lost.get_or_insert(text);
+                }
+            } else {
+                self.front.complete(completion, &mut self.requests);
+            }
+        }
+        if let Err(error) = self.front.flush() {
+            self.log
+                .line(&format!("answering the kernel failed: {error}"));
+        }
+        for request in self.requests.drain(..) {
+            self.driver.submit(request);
+        }
+        self.note_turn(turn);
+        self.check_front();
+        self.go_on();
+        Ok(())
+    }
+
+    /// What is due by time. Returns when something will be next.
+    fn housekeeping(&mut self, now: Instant) -> Option<Instant> {
+        let mut wake_at = self.control.expire(self.driver.poller(), now);
+        if self.sampler.is_due(now) {
+            let status = self.driver.status();
+            self.sampler.sample(now, report::totals(&status.counters));
+            if status.state != self.last_state {
+                self.last_state = status.state;
+                let why = status
+                    .message
+                    .map_or_else(String::new, |m| format!(": {m}"));
+                self.log.line(&format!("{}{why}", status.state));
+            }
+        }
+        if self.last_state != "live" {
+            // Nothing else may happen when it comes back.
+            let due = now + INTERVAL;
+            wake_at = Some(wake_at.map_or(due, |at| at.min(due)));
+        }
+        if let Some(due) = self.give_up {
+            wake_at = Some(wake_at.map_or(due, |at| at.min(due)));
+        }
+        wake_at
+    }
+
+    fn take_requests(&mut self) {
+        if let Err(error) = self.front.take(&mut self.requests, self.driver.pool()) {
+            self.log
+                .line(&format!("reading requests from the kernel failed: {error}"));
+        }
+    }
+
+    fn note_turn(&mut self, turn: Turn) {
+        if let Some(reason) = turn.failed {
+            self.log.line(&format!("the device has failed: {reason}"));
+            self.driver_failed = true;
+        }
+        if let Some(size) = turn.resized {
+            self.log.line(&format!("the export has {size} bytes now"));
+            match self.front.resize(size) {
+                Ok(work) => {
+                    let begun = self.run_beside(work, move |done| Finished::Resized(size, done));
+                    if let Err(failure) = begun {
+                        self.log.line(&format!("can't resize: {failure}"));
+                    }
+                }
+                Err(error) => self.log.line(&format!("can't resize: {error}")),
+            }
+        }
+        if turn.closed && self.stage == Stage::Closing {
+            self.stage = Stage::Ended;
+        }
+    }
+
+    /// A front end that is gone is watched no more, since its descriptor would be ready for ever.
+    fn check_front(&mut self) {
+        if !self.front_watched || !self.front.stopped() {
+            return;
+        }
+        self.front_watched = false;
+        let _ = self.driver.poller().remove(self.front.fd());
+        if self.stage == Stage::Up {
+            let text = "its front end was removed from outside; detach it";
+            self.log.line(text);
+            self.broken = Some(text.to_owned());
+            self.stage = Stage::Orphaned;
+            self.submit_flush();
+        }
+    }
+
+    fn submit_flush(&mut self) {
+        if !self.driver.geometry().read_only && !self.flush_pending {
+            self.flush_pending = true;
+            self.driver.submit(Request {
+                tag: FLUSH_TAG,
+                op: Op::Flush,
+            });
+        }
+    }
+
+    /// Goes to the next stage where the one before is done, or out of time.
+    fn go_on(&mut self) {
+        if self.stage == Stage::Flushing && !self.flush_pending {
+            if self.driver_failed {
+                self.stage = Stage::Ended;
+            } else {
+                self.driver.close();
+                self.stage = Stage::Closing;
+                self.give_up.get_or_insert(Instant::now() + CLOSING);
+            }
+        }
+        if self.forced && self.stage == Stage::Flushing && self.driver.status().state != "live" {
+            self.give_up = Some(Instant::now());
+        }
+        if self.give_up.is_some_and(|at| at <= Instant::now()) && self.stage != Stage::Ended {
+            let retained = self.driver.status().retained_bytes;
+            if self.stage != Stage::Closing && retained > 0 {
+                let text = format!(
+                    "{retained} bytes may not be durable: the server did not confirm a flush"
+                );
+                self.log.line(&text);
+                self.lost.get_or_insert(text);
+            }
+            self.driver.fail();
+            self.stage = Stage::Ended;
+        }
+    }
+
+    /// Runs blocking work on a thread of its own.
+    fn run_beside<T: 'static>(
+        &mut self,
+        work: Work<T>,
+        wrap: impl FnOnce(Result<T, FrontError>) -> Finished + Send + 'static,
+    ) -> Outcome {
+        let sender = self.finished.0.clone();
+        let waker = self.waker.clone();
+        std::thread::Builder::new()
+            .name("work".to_owned())
+            .spawn(move || {
+                // Nobody listens after the end.
+                let _ = sender.send(wrap(work()));
+                waker.wake();
+            })
+            .map(drop)
+            .map_err(Failure::io("can't start a thread"))
+    }
+
+    fn take_finished(&mut self) {
+        self.waker.clear();
+        while let Ok(finished) = self.finished.1.try_recv() {
+            match finished {
+                Finished::Started(started) => {
+                    self.works -= 1;
+                    self.started(started);
+                }
+                Finished::Stopped(stopped) => {
+                    self.works -= 1;
+                    self.front_stop_done(stopped);
+                }
+                Finished::Resized(size, Ok(())) => {
+                    self.log.line(&format!("the device has {size} bytes now"));
+                }
+                Finished::Resized(_, Err(error)) => {
+                    self.log.line(&format!("can't resize: {error}"))
+                }
+            }
+        }
+    }
+
+    fn started(&mut self, started: Result<Node, FrontError>) {
+        match started {
+            Ok(node) if self.stage == Stage::Starting => {
+                self.log
+                    .line(&format!("the device is {}", node.path.display()));
+                for note in &node.notes {
+                    self.log.line(note);
+                }
+                if let Some(mut info) = self.dir.info() {
+                    info.node = Some(node.path.clone());
+                    info.device = Some(node.device.clone());
+                    if let Err(error) = self.dir.set_info(&info) {
+                        self.log
+                            .line(&format!("can't write down where it is: {error}"));
+                    }
+                }
+                let geometry = self.driver.geometry();
+                self.announcer.tell(&Event::Ready(Ready {
+                    name: self.facts.name.clone(),
+                    node: node.path.clone(),
+                    device: node.device.clone(),
+                    kind: report::kind_name(node.kind).to_owned(),
+                    front_end: self.facts.front_end.to_owned(),
+                    size: geometry.size,
+                    logical_block: geometry.logical_block,
+                    read_only: geometry.read_only,
+                    notes: node.notes.clone(),
+                    pid: std::process::id(),
+                }));
+                self.facts.node = Some(node);
+                self.stage = Stage::Up;
+            }
+            Ok(_) if self.works == 0 => self.begin_end(),
+            // A stop is on its way.
+            Ok(_) => {}
+            Err(error) => {
+                self.log.line(&error.to_string());
+                self.failure.get_or_insert(error.into());
+                self.begin_end();
+            }
+        }
+    }
+
+    fn front_stop_done(&mut self, stopped: Result<(), FrontError>) {
+        match stopped {
+            Err(error) if !self.forced => {
+                self.log.line(&format!("can't be removed now: {error}"));
+                let refusal = Failure::from(error);
+                for client in std::mem::take(&mut self.detachers) {
+                    self.control.reply(
+                        self.driver.poller(),
+                        client,
+                        &Reply::Refused(refusal.clone()),
+                    );
+                }
+                self.stage = match self.front.stopped() {
+                    true => Stage::Orphaned,
+                    false => Stage::Up,
+                };
+            }
+            stopped => {
+                if let Err(error) = stopped {
+                    self.log.line(&format!("can't be removed: {error}"));
+                }
+                if self.works == 0 && self.stage == Stage::Stopping {
+                    self.begin_end();
+                }
+            }
+        }
+    }
+
+    /// The front end is gone, or will be with its drop: the rest is between this process and the server.
+    fn begin_end(&mut self) {
+        self.stage = Stage::Flushing;
+        self.submit_flush();
+    }
+
+    /// Starts to remove the device.
+    fn stop(&mut self, force: bool) {
+        if force && !self.forced {
+            self.log.line("detached by force");
+            self.forced = true;
+            self.give_up = Some(Instant::now() + FORCED);
+        }
+        if self.stage == Stage::Starting {
+            self.failure.get_or_insert_with(Failure::interrupted);
+        }
+        match self.stage {
+            Stage::Orphaned => self.begin_end(),
+            Stage::Starting | Stage::Up => self.stop_front(force),
+            Stage::Stopping if force => self.stop_front(true),
+            Stage::Stopping | Stage::Flushing | Stage::Closing | Stage::Ended => {}
+        }
+    }
+
+    fn stop_front(&mut self, force: bool) {
+        let work = self.front.stop(force);
+        match self.run_beside(work, Finished::Stopped) {
+            Ok(()) => {
+                self.works += 1;
+                self.stage = Stage::Stopping;
+            }
+            // Its drop does what the work would have done.
+            Err(_) if force => self.begin_end(),
+            Err(failure) => {
+                self.log.line(&failure.message);
+                for client in std::mem::take(&mut self.detachers) {
+                    let refusal = Reply::Refused(failure.clone());
+                    self.control.reply(self.driver.poller(), client, &refusal);
+                }
+            }
+        }
+    }
+
+    fn take_signals(&mut self) {
+        let count = self.signals.count();
+        if count == self.signals_seen {
+            return;
+        }
+        self.signals_seen = count;
+        self.log.line("a signal asks to end");
+        match self.stage {
+            Stage::Starting => self.stop(true),
+            // Where it is in use this changes nothing: data is worth more than obedience.
+            _ => self.stop(false),
+        }
+    }
+
+    fn take_control(&mut self, token: u64) {
+        let now = Instant::now();
+        let poller = self.driver.poller();
+        let Some((client, request)) = self.control.handle_ready(poller, token, now) else {
+            return;
+        };
+        match request {
+            ControlRequest::Status => {
+                let overriding = match self.stage {
+                    Stage::Starting => Some(("attaching", None)),
+                    Stage::Up => None,
+                    Stage::Orphaned => Some(("failed", self.broken.clone())),
+                    _ => Some(("detaching", None)),
+                };
+                let report = report::report(
+                    &self.facts,
+                    self.driver.status(),
+                    &self.driver.geometry(),
+                    overriding,
+                    &self.sampler,
+                    now,
+                );
+                let reply = Reply::Status(Box::new(report));
+                self.control.reply(poller, client, &reply);
+            }
+            ControlRequest::Detach { force: false } if self.stage == Stage::Starting => {
+                let refusal = Failure::new(Code::InUse, "the device is still being attached")
+                    .hint("try again when it is there, or give --force");
+                self.control.reply(poller, client, &Reply::Refused(refusal));
+            }
+            ControlRequest::Detach { force } => {
+                self.detachers
+                    .retain(|&waiting| self.control.is_there(waiting));
+                self.detachers.push(client);
+                self.stop(force);
+            }
+        }
+    }
+}

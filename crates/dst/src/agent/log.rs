@@ -1,0 +1,138 @@
+//! The agent's log: lines with a time, in a file that stays small.
+//!
+//! Standard error goes to the same file, so that panics and what commands of `dst+exec` print are there too. Everybody
+//! appends, so the file can be cut in place.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Bytes at which the log is cut.
+const LARGEST: u64 = 256 * 1024;
+
+/// Bytes that are left after a cut.
+const KEPT: u64 = 64 * 1024;
+
+/// Where an agent says what happens to it.
+#[derive(Debug)]
+pub struct Log {
+    /// Absent in the foreground: standard error is not ours to cut.
+    file: Option<File>,
+}
+
+impl Log {
+    /// A log to standard error.
+    #[must_use]
+    pub fn foreground() -> Self {
+        Self { file: None }
+    }
+
+    /// Opens the file for appending, with access for its owner only.
+    ///
+    /// # Errors
+    /// It can't be opened.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)?;
+        Ok(Self { file: Some(file) })
+    }
+
+    /// The file, for standard error.
+    #[must_use]
+    pub fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
+    /// Adds a line. What can't be written is lost: there is nobody to tell.
+    pub fn line(&mut self, text: &str) {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let line = format!("{} {text}\n", utc(since.as_secs()));
+        match &mut self.file {
+            None => {
+                let _ = io::stderr().write_all(line.as_bytes());
+            }
+            Some(file) => {
+                let _ = file.write_all(line.as_bytes());
+                if file.metadata().is_ok_and(|meta| meta.len() > LARGEST) {
+                    let _ = cut(file);
+                }
+            }
+        }
+    }
+}
+
+/// Leaves only the last lines. Lines that others append meanwhile may be lost.
+fn cut(file: &mut File) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(KEPT)))?;
+    let mut tail = Vec::new();
+    file.take(KEPT).read_to_end(&mut tail)?;
+    let start = tail.iter().position(|&b| b == b'\n').map_or(0, |at| at + 1);
+    file.set_len(0)?;
+    file.write_all(&tail[start..])
+}
+
+/// `2026-03-21T12:00:00Z` from seconds since 1970. The calendar repeats every 400 years of 146,097 days; counting years
+/// from March puts the leap day at the end.
+fn utc(seconds: u64) -> String {
+    let (days, second) = (seconds / 86400, seconds % 86400);
+    // Days since the first of March of the year 0.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = (month_from_march + 2) % 12 + 1;
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_in_utc() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_709_164_799, "2024-02-28T23:59:59Z"),
+            (1_709_251_199, "2024-02-29T23:59:59Z"),
+            (1_709_251_200, "2024-03-01T00:00:00Z"),
+            (1_767_225_599, "2025-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(utc(seconds), text);
+        }
+    }
+
+    #[test]
+    fn a_log_is_cut_and_keeps_its_last_lines_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = Log::open(&path).unwrap();
+        let text = "x".repeat(1000);
+        for number in 0..1000 {
+            log.line(&format!("{number} {text}"));
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.len() as u64 <= LARGEST + 1100);
+        let numbers: Vec<u32> = text
+            .lines()
+            .map(|line| line.split(' ').nth(1).unwrap().parse().unwrap())
+            .collect();
+        assert_eq!(numbers.last(), Some(&999));
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1));
+    }
+}

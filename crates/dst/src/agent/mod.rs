@@ -1,0 +1,276 @@
+//! The agent: the process that serves one device.
+//!
+//! `dst attach` runs this program again as `dst agent`, which sets itself up here, serves in [`device`] and ends when the
+//! device is gone. With `--foreground` the same runs in `dst attach` itself.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `device.rs` | the loop: front end, connections, control socket, signals |
+//! | `control.rs` | the control socket |
+//! | `ready.rs` | what `dst attach` is told |
+//! | `report.rs` | what `dst status` is told |
+//! | `rates.rs` | operations and bytes per second |
+//! | `log.rs` | the log |
+
+mod control;
+mod device;
+mod log;
+mod rates;
+pub mod ready;
+mod report;
+
+use std::fs::Permissions;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+
+use dst_client::{Driver, OpenError, Options};
+use dst_net::Address;
+use dst_proto::Status;
+
+use self::device::DeviceLoop;
+use self::log::Log;
+use self::ready::{Announcer, Event};
+use crate::cli::Attach;
+use crate::exit::{Code, Failure, Outcome};
+use crate::runtime_dir::{AgentInfo, AgentLock, DeviceDir};
+use crate::signals::Signals;
+
+/// `dst agent`: serves a device in the background until it is detached. Its verdict goes to the process that started it;
+/// what is returned is for the log.
+///
+/// # Errors
+/// The device could not be made.
+pub fn run_in_background(options: &Attach) -> Outcome {
+    let preparation = dst_blockdev::prepare_agent(true);
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    if !matches!(options.url.address(), Address::Exec { .. }) {
+        // No file system is held by being where we are. A command may have relative paths.
+        let _ = std::env::set_current_dir("/");
+    }
+    let mut announcer =
+        Announcer::take_stdout().map_err(Failure::io("can't talk to who started this"))?;
+    let served = serve(options, true, &mut announcer, &preparation.missing);
+    if let Err(failure) = &served {
+        announcer.tell(&Event::Failed(failure.clone()));
+    }
+    served
+}
+
+/// Serves a device in the foreground until it is detached or a signal comes. `show` gets what happens until the device is
+/// there.
+///
+/// # Errors
+/// The device could not be made, or something was lost when it ended.
+pub fn run_in_foreground(options: &Attach, show: impl FnMut(&Event) + Send + 'static) -> Outcome {
+    let preparation = dst_blockdev::prepare_agent(false);
+    let mut announcer = Announcer::Foreground(Box::new(show));
+    serve(options, false, &mut announcer, &preparation.missing)
+}
+
+/// The device's name: as given, or the export's.
+///
+/// # Errors
+/// There is none, or it can't be a device's.
+pub fn device_name(options: &Attach) -> Outcome<String> {
+    let Some(export) = options.url.export() else {
+        return Err(
+            Failure::new(Code::Usage, format!("{} names no export", options.url)).hint(format!(
+                "`dst list {}` shows what the server has",
+                options.url
+            )),
+        );
+    };
+    match &options.name {
+        Some(name) if dst_blockdev::valid_name(name) => Ok(name.clone()),
+        None if dst_blockdev::valid_name(export) => Ok(export.to_owned()),
+        given => {
+            let name = given.as_deref().unwrap_or(export);
+            Err(Failure::new(
+                Code::Usage,
+                format!("{name:?} can't be the name of a device"),
+            )
+            .hint("give one with --name: letters, digits, '.', '_' and '-'"))
+        }
+    }
+}
+
+fn serve(
+    options: &Attach,
+    background: bool,
+    announcer: &mut Announcer,
+    unprepared: &[String],
+) -> Outcome {
+    let signals = Signals::install().map_err(Failure::io("can't take signals"))?;
+    let name = device_name(options)?;
+    dst_blockdev::check(options.front_end, None)?;
+
+    let dir = DeviceDir::create(&name)?;
+    let lock = dir
+        .lock()
+        .map_err(Failure::io(format!("can't lock the directory of {name}")))?
+        .ok_or_else(|| {
+            Failure::new(
+                Code::NameTaken,
+                format!("a device {name} is attached already"),
+            )
+            .hint("choose another name with --name, or detach it first")
+        })?;
+    let mut setup = Setup {
+        options,
+        name,
+        dir: &dir,
+        announcer,
+        signals: &signals,
+        log: Log::foreground(),
+    };
+    let served = setup.serve(background, &lock, unprepared);
+    dir.remove(lock);
+    // Only now is it true.
+    served.and_then(device::Ended::tell)
+}
+
+/// What making a device takes.
+struct Setup<'a> {
+    options: &'a Attach,
+    name: String,
+    dir: &'a DeviceDir,
+    announcer: &'a mut Announcer,
+    signals: &'a Signals,
+    log: Log,
+}
+
+impl Setup<'_> {
+    fn serve(
+        &mut self,
+        background: bool,
+        lock: &AgentLock,
+        unprepared: &[String],
+    ) -> Outcome<device::Ended> {
+        self.prepare(background, lock, unprepared)?;
+        self.make_device()?.run()
+    }
+
+    /// Opens the log, takes away what a dead agent has left, and writes down what is served now.
+    fn prepare(&mut self, background: bool, lock: &AgentLock, unprepared: &[String]) -> Outcome {
+        if dst_blockdev::is_root() {
+            // Everybody may ask how a device is; the mount point inside is guarded by the kernel.
+            let _ = std::fs::set_permissions(self.dir.path(), Permissions::from_mode(0o711));
+        }
+        if background {
+            self.log = Log::open(&self.dir.log()).map_err(Failure::io("can't open the log"))?;
+            if let Some(file) = self.log.file() {
+                rustix::stdio::dup2_stderr(file).map_err(Failure::io("can't open the log"))?;
+                rustix::stdio::dup2_stdout(file).map_err(Failure::io("can't open the log"))?;
+            }
+        }
+        self.log.line(&format!(
+            "dst {} attaches {} as {}",
+            env!("CARGO_PKG_VERSION"),
+            self.options.url,
+            self.name
+        ));
+        for missing in unprepared {
+            self.log.line(missing);
+        }
+        for removed in self.dir.clean_up_after_death(lock)? {
+            let text = format!("removed what a dead agent had left: {removed}");
+            self.log.line(&text);
+            self.announcer.tell(&Event::Note { text });
+        }
+        self.dir
+            .set_info(&AgentInfo {
+                name: self.name.clone(),
+                pid: std::process::id(),
+                url: self.options.url.to_string(),
+                read_only: self.options.read_only,
+                node: None,
+                device: None,
+            })
+            .map_err(Failure::io("can't write into the runtime directory"))
+    }
+
+    /// Connects and opens the front end.
+    fn make_device(&mut self) -> Outcome<DeviceLoop<'_>> {
+        let driver = self.open_driver()?;
+        let geometry = driver.geometry();
+        let front = dst_blockdev::open(
+            self.options.front_end,
+            &dst_blockdev::Config {
+                name: self.name.clone(),
+                geometry,
+                node: None,
+                partitions: true,
+            },
+        )?;
+        DeviceLoop::new(device::Parts {
+            driver,
+            front,
+            dir: self.dir,
+            url: self.options.url.to_string(),
+            announcer: self.announcer,
+            signals: self.signals,
+            log: &mut self.log,
+        })
+    }
+
+    /// Opens the first session; a read-only export is opened read-only without being asked to.
+    fn open_driver(&self) -> Outcome<Driver> {
+        let mut options = client_options(self.options)?;
+        let opened = match self.open_beside(options.clone())? {
+            Err(OpenError::Refused {
+                status: Status::READ_ONLY,
+                ..
+            }) if !options.read_only => {
+                options.read_only = true;
+                self.open_beside(options)?
+            }
+            opened => opened,
+        };
+        opened.map_err(|error| Failure::from_open(&self.options.url, error))
+    }
+
+    /// Opens a session on another thread, so that a signal ends the wait.
+    fn open_beside(&self, options: Options) -> Outcome<Result<Driver, OpenError>> {
+        let (sender, receiver) = mpsc::channel();
+        let (done, done_here) = UnixStream::pair().map_err(Failure::io("can't connect"))?;
+        std::thread::Builder::new()
+            .name("open".to_owned())
+            .spawn(move || {
+                // Nobody listens after a signal.
+                let _ = sender.send(Driver::open(options));
+                drop(done);
+            })
+            .map_err(Failure::io("can't start a thread"))?;
+        let opened = self
+            .signals
+            .wait_readable(done_here.as_fd(), None, 0)
+            .map_err(Failure::io("can't wait"))?;
+        if !opened {
+            return Err(Failure::interrupted());
+        }
+        receiver
+            .recv()
+            .map_err(|_| Failure::new(Code::Other, "opening the session failed badly"))
+    }
+}
+
+/// What the client library is to do.
+fn client_options(attach: &Attach) -> Outcome<Options> {
+    let mut options = Options::new(attach.url.clone());
+    options.read_only = attach.read_only;
+    options.deadline = attach.deadline.0;
+    options.connections = attach.connections;
+    if let Some(retain) = attach.retain {
+        options.retain = retain.0;
+    }
+    options.insecure = attach.insecure;
+    options.connect_timeout = attach.connect_timeout.0;
+    let state = dst_client::identity::state_dir();
+    options.identity = dst_client::identity::identity(&state).map_err(Failure::io(format!(
+        "can't keep the identity of this client in {}",
+        state.display()
+    )))?;
+    Ok(options)
+}

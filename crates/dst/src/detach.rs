@@ -1,0 +1,244 @@
+//! `dst detach`: asks the agent of a device to remove it and to end; cleans up after a dead one; and with `--force` ends one
+//! that does not answer.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+use serde_json::json;
+
+use crate::cli::Detach;
+use crate::control::{Agent, Reply, Request};
+use crate::exit::{Code, Failure, Outcome};
+use crate::render;
+use crate::runtime_dir::{DeviceDir, Life};
+use crate::signals::Signals;
+
+/// `--force` is done after this time. The agent needs most of it at the very worst, ending one that does not answer the
+/// rest.
+const FORCED: Duration = Duration::from_secs(4);
+
+/// After this time without an answer the user is told what is waited for.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Runs it.
+///
+/// # Errors
+/// The first device that could not be detached; the others have been tried too.
+pub fn run(options: &Detach, json: bool) -> Outcome {
+    let signals = Signals::install().map_err(Failure::io("can't take signals"))?;
+    let mut first_failure = None;
+    let mut results = Vec::new();
+    for device in &options.devices {
+        match detach(device, options.force, &signals) {
+            Ok(text) if json => results.push(json!({ "device": device, "message": text })),
+            Ok(text) => render::line(&text)?,
+            Err(failure) if options.devices.len() == 1 => return Err(failure),
+            Err(failure) => {
+                if !json {
+                    render::note(&format!("dst: {device}: {failure}"));
+                }
+                results.push(json!({ "device": device, "error": failure }));
+                let summary = Failure::new(failure.code, "not every device could be detached");
+                first_failure.get_or_insert(summary);
+            }
+        }
+    }
+    if json {
+        render::json(&json!({ "detached": results }))?;
+    }
+    first_failure.map_or(Ok(()), Err)
+}
+
+/// Detaches one device; returns what there is to say.
+fn detach(device: &str, force: bool, signals: &Signals) -> Outcome<String> {
+    let (dir, life) = DeviceDir::find(device)?;
+    if life != Life::Alive {
+        return clean_up(&dir);
+    }
+    let name = dir.name();
+    let agent = match ask(&dir, force) {
+        Ok(agent) => agent,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(not_permitted(name));
+        }
+        // It may have ended this moment.
+        Err(_) if dir.life() == Life::Absent => return Ok(format!("{name} is detached")),
+        Err(_) if dir.life() == Life::Dead => return clean_up(&dir),
+        Err(_) if force => return end_agent(&dir, None),
+        Err(error) => return Err(not_responding(name, &error)),
+    };
+    let pid = agent.pid().ok();
+    // Opened while the agent is known to live, so that it can't be mistaken for another process later.
+    let process = pid.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+    match wait_for_answer(agent, force, &dir, signals) {
+        Ok(Reply::Detached { lost }) => {
+            if let Some(process) = &process {
+                let _ = wait_for_end(process, Duration::from_secs(2));
+            }
+            match lost {
+                None => Ok(format!("{name} is detached")),
+                Some(lost) => Err(Failure::new(
+                    Code::Io,
+                    format!("{name} is detached, but not all of its data is safe: {lost}"),
+                )),
+            }
+        }
+        Ok(Reply::Refused(failure)) => Err(failure),
+        Ok(Reply::Status(_)) => Err(not_responding(name, &io::ErrorKind::InvalidData.into())),
+        Err(Waited::Interrupted) => Err(Failure::interrupted()),
+        Err(Waited::Failed(error)) => {
+            let ended = process
+                .as_ref()
+                .is_some_and(|process| wait_for_end(process, Duration::ZERO));
+            match dir.life() {
+                Life::Absent => Ok(format!("{name} is detached")),
+                Life::Dead => clean_up(&dir),
+                Life::Alive if force && !ended => end_agent(&dir, process),
+                Life::Alive => Err(not_responding(name, &error)),
+            }
+        }
+    }
+}
+
+fn ask(dir: &DeviceDir, force: bool) -> io::Result<Agent> {
+    let mut agent = Agent::connect(&dir.control())?;
+    agent.send(Request::Detach { force })?;
+    Ok(agent)
+}
+
+/// Why there is no answer.
+enum Waited {
+    Interrupted,
+    Failed(io::Error),
+}
+
+/// Waits for the answer: as long as it takes, or for [`FORCED`].
+fn wait_for_answer(
+    mut agent: Agent,
+    force: bool,
+    dir: &DeviceDir,
+    signals: &Signals,
+) -> Result<Reply, Waited> {
+    let start = Instant::now();
+    let mut told = false;
+    loop {
+        let until = match (force, told) {
+            (true, _) => Some(start + FORCED),
+            (false, false) => Some(start + QUIET),
+            (false, true) => None,
+        };
+        let ready = signals
+            .wait_readable(agent.stream().as_fd(), until, 0)
+            .map_err(Waited::Failed)?;
+        if ready {
+            return agent
+                .receive(Some(Duration::from_secs(1)))
+                .map_err(Waited::Failed);
+        }
+        if signals.count() > 0 {
+            return Err(Waited::Interrupted);
+        }
+        if force {
+            return Err(Waited::Failed(io::ErrorKind::TimedOut.into()));
+        }
+        told = true;
+        let state = Agent::status(&dir.control(), Duration::from_secs(1));
+        let detail = state.map_or_else(
+            |_| String::new(),
+            |report| {
+                let why = report
+                    .message
+                    .map_or_else(String::new, |text| format!(" ({text})"));
+                format!(
+                    ": {} requests are with the server{why}",
+                    report.in_flight + report.queued
+                )
+            },
+        );
+        render::note(&format!(
+            "waiting until everything is safe on the server{detail}; Ctrl-C stops waiting, not the detach"
+        ));
+    }
+}
+
+/// Ends an agent that does not answer, and removes what it leaves. `process` is the agent if that is known already.
+fn end_agent(dir: &DeviceDir, process: Option<OwnedFd>) -> Outcome<String> {
+    let name = dir.name();
+    let process = match process {
+        Some(process) => Some(process),
+        None => holder(dir),
+    };
+    if let Some(process) = process {
+        match rustix::process::pidfd_send_signal(&process, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(errno) => return Err(Failure::io(format!("can't end the agent of {name}"))(errno)),
+        }
+        if !wait_for_end(&process, Duration::from_millis(800)) {
+            return Err(Failure::new(
+                Code::NotResponding,
+                format!(
+                    "the agent of {name} has been killed, but the kernel does not let it end yet"
+                ),
+            ));
+        }
+    }
+    clean_up(dir).map(|text| format!("the agent of {name} did not answer and was killed\n{text}"))
+}
+
+/// The process that holds the lock. Looked at twice, so that a number that has passed on to another process meanwhile is
+/// not taken for it.
+fn holder(dir: &DeviceDir) -> Option<OwnedFd> {
+    let pid: Pid = dir.lock_holder()?;
+    let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    (dir.lock_holder() == Some(pid)).then_some(process)
+}
+
+/// Whether the process has ended in time.
+fn wait_for_end(process: &OwnedFd, time: Duration) -> bool {
+    let mut fds = [rustix::event::PollFd::new(
+        process,
+        rustix::event::PollFlags::IN,
+    )];
+    let time = rustix::event::Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
+    };
+    matches!(rustix::event::poll(&mut fds, Some(&time)), Ok(1))
+}
+
+/// Removes what a dead agent has left.
+fn clean_up(dir: &DeviceDir) -> Outcome<String> {
+    let name = dir.name();
+    let lock = dir
+        .lock()
+        .map_err(Failure::io(format!("can't lock the directory of {name}")))?
+        .ok_or_else(|| not_responding(name, &io::ErrorKind::ResourceBusy.into()))?;
+    let removed = dir.clean_up_after_death(&lock)?;
+    dir.remove(lock);
+    let mut text = format!(
+        "{name} is detached; its agent had died, so writes that were not flushed may be lost"
+    );
+    for thing in removed {
+        text.push_str("\nremoved: ");
+        text.push_str(&thing);
+    }
+    Ok(text)
+}
+
+fn not_permitted(name: &str) -> Failure {
+    Failure::new(
+        Code::Permission,
+        format!("the device {name} is another user's"),
+    )
+    .hint("only root and the user who attached it may detach it")
+}
+
+fn not_responding(name: &str, error: &io::Error) -> Failure {
+    Failure::new(
+        Code::NotResponding,
+        format!("the agent of {name} does not answer: {error}"),
+    )
+    .hint("--force ends it, and loses what is not written")
+}

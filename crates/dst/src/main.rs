@@ -1,0 +1,56 @@
+//! The `dst` command: a disk on one machine, a block device on another.
+//!
+//! One file per subcommand; `cli.rs` says what they take, `exit.rs` how they fail.
+
+mod agent;
+mod attach;
+mod bench;
+mod cli;
+mod control;
+mod demo;
+mod detach;
+mod exit;
+mod list;
+mod progress;
+mod render;
+mod runtime_dir;
+mod serve;
+mod signals;
+mod status;
+mod values;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match &cli.command {
+        Command::Serve(options) => serve::run(options, cli.json),
+        Command::Attach(options) => attach::run(options, cli.json),
+        Command::Detach(options) => detach::run(options, cli.json),
+        Command::List(options) => list::run(options, cli.json),
+        Command::Status(options) => status::run(options, cli.json),
+        Command::Bench(options) => bench::run(options, cli.json),
+        Command::Demo(options) => demo::run(options, cli.json),
+        Command::Agent(options) => agent::run_in_background(options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            match cli.json {
+                true => render::note(&serde_json::json!({ "error": failure }).to_string()),
+                false => render::note(&format!("dst: {failure}")),
+            }
+            ExitCode::from(failure.code.number())
+        }
+    }
+}
+
+/// The name of this machine.
+fn host_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
+}

@@ -1,0 +1,424 @@
+//! The directories of devices with their sockets, logs and locks.
+//!
+//! A device NAME has the directory ROOT/NAME. Its agent keeps there:
+//!
+//! | file | meaning |
+//! | --- | --- |
+//! | `agent.lock` | locked as long as the agent lives; who holds it may change the rest |
+//! | `agent.json` | what the agent serves; there from its start to its clean end |
+//! | `control` | its socket |
+//! | `log` | its log, bounded |
+//!
+//! So a device is *alive* if `agent.lock` is held, *dead* if it is not and `agent.json` is there (the agent was killed,
+//! its leftovers wait for the next attach or detach of that name), and otherwise not there.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::exit::{Code, Failure, Outcome};
+
+/// Times that a lock is tried before it counts as held by an agent.
+const LOOKS: u32 = 10;
+
+/// Where root's devices are.
+const SYSTEM_ROOT: &str = "/run/dst";
+
+/// The directories in which devices of interest to this user may be: its own first, then root's.
+#[must_use]
+pub fn roots() -> Vec<PathBuf> {
+    let own = dst_blockdev::runtime_root();
+    let mut roots = vec![own];
+    let overridden = std::env::var_os("DST_RUNTIME_DIR").is_some_and(|dir| !dir.is_empty());
+    if !overridden && !dst_blockdev::is_root() {
+        roots.push(PathBuf::from(SYSTEM_ROOT));
+    }
+    roots
+}
+
+/// What an agent serves, for others to read without asking it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentInfo {
+    /// The device's name.
+    pub name: String,
+    /// Process id of the agent.
+    pub pid: u32,
+    /// The URL, in its canonical form.
+    pub url: String,
+    /// Whether it was attached read-only.
+    pub read_only: bool,
+    /// The node, once there is one.
+    #[serde(default)]
+    pub node: Option<PathBuf>,
+    /// What the node leads to, once there is one.
+    #[serde(default)]
+    pub device: Option<PathBuf>,
+}
+
+/// The directory of one device. It need not exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceDir {
+    name: String,
+    path: PathBuf,
+}
+
+/// The lock of one device's directory; let go by dropping it, or by the kernel when the process dies.
+#[derive(Debug)]
+pub struct AgentLock {
+    _file: File,
+}
+
+/// How a device is, judged by its directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// An agent holds the lock.
+    Alive,
+    /// An agent was there and has left things behind.
+    Dead,
+    /// Nothing is there.
+    Absent,
+}
+
+impl DeviceDir {
+    /// The directory of the device `name` of this user, as it would be.
+    #[must_use]
+    pub fn own(name: &str) -> Self {
+        Self::at(&dst_blockdev::runtime_root(), name)
+    }
+
+    fn at(root: &Path, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            path: root.join(name),
+        }
+    }
+
+    /// Makes the directory of the device `name` of this user.
+    ///
+    /// # Errors
+    /// A malformed name, or a place that belongs to somebody else.
+    pub fn create(name: &str) -> Outcome<Self> {
+        let path = dst_blockdev::runtime_dir(name)?;
+        Ok(Self {
+            name: name.to_owned(),
+            path,
+        })
+    }
+
+    /// Every device that is alive or dead, by name, this user's first.
+    #[must_use]
+    pub fn all() -> Vec<(Self, Life)> {
+        let mut found = Vec::new();
+        for root in roots() {
+            let mut names: Vec<String> = fs::read_dir(&root)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .filter(|name| dst_blockdev::valid_name(name))
+                .collect();
+            names.sort();
+            let devices = names.iter().map(|name| Self::at(&root, name));
+            found.extend(
+                devices
+                    .map(|dir| (dir.life(), dir))
+                    .filter(|(life, _)| *life != Life::Absent)
+                    .map(|(life, dir)| (dir, life)),
+            );
+        }
+        found
+    }
+
+    /// The device that `text` means: a name, or the path of a node.
+    ///
+    /// # Errors
+    /// `NoDevice`.
+    pub fn find(text: &str) -> Outcome<(Self, Life)> {
+        let all = Self::all();
+        let by_path = || {
+            let wanted = fs::canonicalize(text).ok()?;
+            let leads_there =
+                |path: PathBuf| fs::canonicalize(path).is_ok_and(|path| path == wanted);
+            all.iter().find(|(dir, _)| {
+                let info = dir.info();
+                let paths = info.map_or([None, None], |info| [info.node, info.device]);
+                paths.into_iter().flatten().any(leads_there)
+            })
+        };
+        let found = if text.contains('/') {
+            // A node that is dangling still names its device.
+            let named = text.strip_prefix(dst_blockdev::NODE_DIR).and_then(|rest| {
+                let name = rest.strip_prefix('/')?;
+                all.iter().find(|(dir, _)| dir.name == name)
+            });
+            by_path().or(named)
+        } else {
+            all.iter().find(|(dir, _)| dir.name == text)
+        };
+        found.cloned().ok_or_else(|| {
+            Failure::new(Code::NoDevice, format!("there is no device {text}"))
+                .hint("`dst status` shows the devices attached here")
+        })
+    }
+
+    /// The device's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The socket of the agent.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.path.join("control")
+    }
+
+    /// The log of the agent.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.path.join("agent.lock")
+    }
+
+    fn info_path(&self) -> PathBuf {
+        self.path.join("agent.json")
+    }
+
+    /// Takes the lock; `None` if an agent holds it. The directory must exist.
+    ///
+    /// # Errors
+    /// The lock file can't be opened.
+    pub fn lock(&self) -> io::Result<Option<AgentLock>> {
+        let mut looks = 0;
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(self.lock_path())?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                // Somebody who only looks ([`DeviceDir::life`]) holds it for a moment.
+                Err(rustix::io::Errno::WOULDBLOCK) if looks < LOOKS => {
+                    looks += 1;
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+            }
+            // The one who held it may have removed the file meanwhile; then this lock keeps nobody out.
+            let held = file.metadata()?.ino();
+            match fs::metadata(self.lock_path()) {
+                Ok(now) if now.ino() == held => return Ok(Some(AgentLock { _file: file })),
+                _ => {}
+            }
+        }
+    }
+
+    /// How the device is. What can't be looked at because it is another user's counts as alive if it is a device.
+    #[must_use]
+    pub fn life(&self) -> Life {
+        let locked = match File::open(self.lock_path()) {
+            Ok(file) => {
+                rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)
+                    == Err(rustix::io::Errno::WOULDBLOCK)
+            }
+            Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+        };
+        match (locked, self.info_path().exists()) {
+            (true, _) => Life::Alive,
+            (false, true) => Life::Dead,
+            (false, false) => Life::Absent,
+        }
+    }
+
+    /// What the agent serves or served.
+    #[must_use]
+    pub fn info(&self) -> Option<AgentInfo> {
+        serde_json::from_slice(&fs::read(self.info_path()).ok()?).ok()
+    }
+
+    /// Writes down what the agent serves, in one step.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn set_info(&self, info: &AgentInfo) -> io::Result<()> {
+        let new = self.path.join("agent.json.new");
+        let text = serde_json::to_vec(info).map_err(io::Error::other)?;
+        fs::write(&new, text)?;
+        fs::rename(new, self.info_path())
+    }
+
+    /// Removes what an agent and its front end keep here, and the directory, and the one above if it was the last. `lock` is
+    /// let go at the end; as long as it is held no other front end can come up here.
+    pub fn remove(&self, lock: AgentLock) {
+        let file = |name: &str| self.path.join(name);
+        // What is not there need not be removed, and what is still in use (the mount point) stays.
+        let _ = fs::remove_dir(file("disk"));
+        for path in [
+            self.control(),
+            self.log(),
+            self.info_path(),
+            file("agent.json.new"),
+            file("front-end.lock"),
+            self.lock_path(),
+        ] {
+            let _ = fs::remove_file(path);
+        }
+        let _ = fs::remove_dir(&self.path);
+        if let Some(root) = self.path.parent() {
+            let _ = fs::remove_dir(root);
+        }
+        drop(lock);
+    }
+
+    /// Takes away what a dead agent has left behind, the front end's things too, in words; nothing if none was there.
+    /// `lock` is proof that the agent is dead. Its directory stays.
+    ///
+    /// # Errors
+    /// Something can't be removed.
+    pub fn clean_up_after_death(&self, _lock: &AgentLock) -> Outcome<Vec<String>> {
+        let left = self.info();
+        let mut removed = dst_blockdev::cleanup_stale(&self.name)?;
+        if let Some(info) = left {
+            removed.insert(
+                0,
+                format!("the directory of the dead agent, process {}", info.pid),
+            );
+            for path in [self.control(), self.info_path()] {
+                let _ = fs::remove_file(path);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// The process that holds the lock, as the kernel tells it.
+    #[must_use]
+    pub fn lock_holder(&self) -> Option<rustix::process::Pid> {
+        let inode = fs::metadata(self.lock_path()).ok()?.ino();
+        let locks = fs::read_to_string("/proc/locks").ok()?;
+        let pid = holder_of(inode, &locks)?;
+        rustix::process::Pid::from_raw(pid)
+    }
+
+    /// The last lines of the log, at most `count`.
+    #[must_use]
+    pub fn last_log_lines(&self, count: usize) -> Vec<String> {
+        let text = fs::read(self.log()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        let start = lines.len().saturating_sub(count);
+        lines[start..]
+            .iter()
+            .map(|line| (*line).to_owned())
+            .collect()
+    }
+}
+
+/// The process that has the file with this inode flocked, from the text of `/proc/locks`:
+/// `3: FLOCK  ADVISORY  WRITE 1234 fe:00:56789 0 EOF`.
+fn holder_of(inode: u64, locks: &str) -> Option<i32> {
+    locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        match fields.as_slice() {
+            [_, "FLOCK", _, "WRITE", pid, file, ..] => {
+                let (_, last) = file.rsplit_once(':')?;
+                (last.parse() == Ok(inode)).then(|| pid.parse().ok())?
+            }
+            _ => None,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir_in(root: &Path) -> DeviceDir {
+        let dir = DeviceDir::at(root, "disk");
+        fs::create_dir_all(&dir.path).unwrap();
+        dir
+    }
+
+    fn info() -> AgentInfo {
+        AgentInfo {
+            name: "disk".into(),
+            pid: 77,
+            url: "dst://storage:7789/disk".into(),
+            read_only: false,
+            node: None,
+            device: None,
+        }
+    }
+
+    #[test]
+    fn a_device_is_alive_while_locked_then_dead_then_absent() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = dir_in(root.path());
+        assert_eq!(dir.life(), Life::Absent);
+        let lock = dir.lock().unwrap().unwrap();
+        assert!(dir.lock().unwrap().is_none());
+        assert_eq!(dir.life(), Life::Alive);
+        dir.set_info(&info()).unwrap();
+        assert_eq!(dir.info(), Some(info()));
+        drop(lock);
+        assert_eq!(dir.life(), Life::Dead);
+        dir.remove(dir.lock().unwrap().unwrap());
+        assert_eq!(dir.life(), Life::Absent);
+        assert!(
+            !root.path().exists(),
+            "the last device takes the root with it"
+        );
+        fs::create_dir_all(root.path()).unwrap();
+    }
+
+    #[test]
+    fn a_lock_of_a_removed_file_is_not_taken_for_the_lock() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = dir_in(root.path());
+        let old = dir.lock().unwrap().unwrap();
+        fs::remove_file(dir.lock_path()).unwrap();
+        let new = dir.lock().unwrap();
+        assert!(new.is_some());
+        drop(old);
+        assert!(dir.lock().unwrap().is_none());
+    }
+
+    #[test]
+    fn the_holder_of_a_lock_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = dir_in(root.path());
+        let _lock = dir.lock().unwrap().unwrap();
+        assert_eq!(dir.lock_holder(), Some(rustix::process::getpid()));
+        let text = "1: POSIX  ADVISORY  WRITE 5 fe:00:9 0 EOF\n2: -> FLOCK  ADVISORY  WRITE 6 fe:00:9 0 EOF\n\
+                    3: FLOCK  ADVISORY  WRITE 7 fe:00:9 0 EOF\n";
+        assert_eq!(holder_of(9, text), Some(7));
+        assert_eq!(holder_of(8, text), None);
+    }
+
+    #[test]
+    fn only_the_last_lines_of_a_log_are_shown() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = dir_in(root.path());
+        assert!(dir.last_log_lines(2).is_empty());
+        fs::write(dir.log(), "a\nb\nc\n").unwrap();
+        assert_eq!(dir.last_log_lines(2), ["b", "c"]);
+    }
+}

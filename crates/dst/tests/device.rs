@@ -1,0 +1,359 @@
+//! The life of a device: attached, used, shown, refused, detached, and what is left of it.
+
+mod common;
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::time::{Duration, Instant};
+
+use common::{can_attach, mkfs, wait_until, Lab, Mount, Running};
+use rustix::process::Signal;
+
+/// What `dst detach --force` promises.
+const FORCE_TAKES: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_device_stores_bytes_shows_itself_and_leaves_nothing() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let server = lab.serve(&["--size", "16M", "disk.img"]);
+    let device = lab.attach("disk", "a", &[]);
+    assert_eq!(
+        device.node,
+        std::path::Path::new("/dev/dst").join(&device.name)
+    );
+    assert_eq!(device.ready["kind"], "block-device");
+
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .open(&device.node)
+        .unwrap();
+    assert_eq!(file.seek(SeekFrom::End(0)).unwrap(), 16 << 20);
+    file.write_all_at(b"bytes that stay", 12_345).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+
+    let report = lab.status(&device.name);
+    for (field, value) in [
+        ("state", "live"),
+        ("front_end", "fuse"),
+        ("kind", "block-device"),
+        ("url", lab.url("disk").as_str()),
+        ("node", device.node.to_str().unwrap()),
+    ] {
+        assert_eq!(report[field], value, "{field}");
+    }
+    assert_eq!(report["size"], 16 << 20);
+    for field in [
+        "pid",
+        "in_flight",
+        "queued",
+        "retained_bytes",
+        "retained_writes",
+        "reconnects",
+        "replayed",
+        "attached_s",
+        "session",
+        "epoch",
+    ] {
+        assert!(report[field].is_u64(), "{field}: {report}");
+    }
+    for field in ["reads", "writes", "read_bytes", "written_bytes"] {
+        assert!(report["totals"][field].is_u64(), "{field}: {report}");
+        assert!(report["rates"][field].is_f64(), "{field}: {report}");
+    }
+    assert!(report["totals"]["written_bytes"].as_u64().unwrap() >= 4096);
+    assert!(lab.dst(&["status"]).ok().out.contains(&device.name));
+
+    let text = lab.dst(&["detach", &device.name]).ok().out;
+    assert!(text.contains("is detached"), "{text}");
+    assert!(!device.agent_runs());
+    assert!(!device.node.is_symlink());
+    assert!(lab.dst(&["status", &device.name]).expect(13).out.is_empty());
+    let mut image = vec![0; 15];
+    File::open(lab.path("disk.img"))
+        .unwrap()
+        .read_exact_at(&mut image, 12_345)
+        .unwrap();
+    assert_eq!(image, b"bytes that stay");
+    server.stop();
+    lab.assert_nothing_left();
+}
+
+#[test]
+fn a_mounted_device_is_refused_and_goes_when_unmounted() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let _server = lab.serve(&["--size", "64M", "disk.img"]);
+    let device = lab.attach("disk", "a", &[]);
+    mkfs(&device.node);
+    let mount = Mount::new(&device.node, lab.path("mnt"));
+    std::fs::write(mount.point.join("file"), "x").unwrap();
+    let refused = lab.dst(&["detach", &device.name]).expect(8);
+    assert!(refused.err.contains("mounted"), "{refused:?}");
+    assert_eq!(
+        std::fs::read_to_string(mount.point.join("file")).unwrap(),
+        "x"
+    );
+    drop(mount);
+    // By its node this time.
+    wait_until("the detach", || {
+        lab.dst(&["detach", device.node.to_str().unwrap()]).code == Some(0)
+    });
+    assert!(!device.agent_runs());
+}
+
+#[test]
+fn force_removes_a_mounted_device_in_time_and_fails_its_io() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let server = lab.serve(&["--size", "64M", "disk.img"]);
+    let device = lab.attach("disk", "a", &[]);
+    mkfs(&device.node);
+    let mount = Mount::new(&device.node, lab.path("mnt"));
+    let mut file = File::create(mount.point.join("file")).unwrap();
+    file.write_all(&[7; 4096]).unwrap();
+    // The worst case: nobody answers.
+    server.process.signal(Signal::STOP);
+    let start = Instant::now();
+    lab.dst(&["detach", "--force", &device.name]).ok();
+    assert!(start.elapsed() < FORCE_TAKES, "{:?}", start.elapsed());
+    assert!(!device.agent_runs());
+    assert!(file.sync_all().is_err());
+    drop(file);
+    drop(mount);
+    server.process.signal(Signal::CONT);
+    drop(device);
+    drop(server);
+    lab.assert_nothing_left();
+}
+
+#[test]
+fn force_ends_an_agent_that_hangs() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let _server = lab.serve(&["--size", "16M", "disk.img"]);
+    let device = lab.attach("disk", "a", &[]);
+    device.signal_agent(Signal::STOP);
+    assert_eq!(lab.status(&device.name)["state"], "not-responding");
+    let start = Instant::now();
+    let done = lab.dst(&["detach", "--force", &device.name]).ok();
+    assert!(
+        start.elapsed() < FORCE_TAKES + Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(done.out.contains("killed"), "{done:?}");
+    assert!(!device.agent_runs());
+    assert!(!device.node.is_symlink());
+}
+
+#[test]
+fn leftovers_of_a_dead_agent_are_removed_by_detach_and_by_the_next_attach() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let _server = lab.serve(&["--size", "16M", "disk.img"]);
+    for by_attach in [false, true] {
+        let device = lab.attach("disk", "a", &[]);
+        device.signal_agent(Signal::KILL);
+        wait_until("the death of the agent", || !device.agent_runs());
+        assert_eq!(lab.status(&device.name)["state"], "dead");
+        if by_attach {
+            let url = lab.url("disk");
+            let again = lab.dst(&["attach", "--name", &device.name, &url]).ok();
+            assert!(again.err.contains("dead agent"), "{again:?}");
+            assert_eq!(lab.status(&device.name)["state"], "live");
+            lab.dst(&["detach", &device.name]).ok();
+        } else {
+            let done = lab.dst(&["detach", &device.name]).ok();
+            assert!(done.out.contains("removed"), "{done:?}");
+        }
+        assert!(!device.node.is_symlink());
+        lab.dst(&["status", &device.name]).expect(13);
+    }
+}
+
+#[test]
+fn io_waits_for_a_killed_server_and_goes_on_with_the_next() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let arguments = ["--size", "16M", "disk.img"];
+    let server = lab.serve(&arguments);
+    let device = lab.attach("disk", "a", &[]);
+    server.kill();
+    let node = device.node.clone();
+    let writer = std::thread::spawn(move || {
+        let file = File::options().write(true).open(node).unwrap();
+        file.write_all_at(&[9; 4096], 4096).unwrap();
+        file.sync_all()
+    });
+    wait_until("a request that waits", || {
+        let report = lab.status(&device.name);
+        report["state"] == "reconnecting"
+            && report["in_flight"].as_u64().unwrap() + report["queued"].as_u64().unwrap() > 0
+    });
+    let _server = lab.serve(&arguments);
+    writer.join().unwrap().unwrap();
+    wait_until("the connection", || {
+        lab.status(&device.name)["state"] == "live"
+    });
+    assert!(lab.status(&device.name)["reconnects"].as_u64().unwrap() >= 1);
+    lab.dst(&["detach", &device.name]).ok();
+}
+
+#[test]
+fn a_deadline_fails_requests_and_later_ones_work_again() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let server = lab.serve(&["--size", "16M", "disk.img"]);
+    let device = lab.attach("disk", "a", &["--deadline", "500ms"]);
+    let direct = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).unwrap();
+    let mut file = File::options()
+        .read(true)
+        .custom_flags(direct)
+        .open(&device.node)
+        .unwrap();
+    server.process.signal(Signal::STOP);
+    // Aligned, as direct I/O wants it.
+    let mut memory = vec![0_u8; 8192];
+    let start = memory.as_ptr().align_offset(4096);
+    let block = &mut memory[start..start + 4096];
+    let error = file.read_exact(block).unwrap_err();
+    assert_eq!(
+        error.raw_os_error(),
+        Some(rustix::io::Errno::IO.raw_os_error())
+    );
+    server.process.signal(Signal::CONT);
+    wait_until("a read", || {
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.read_exact(block).is_ok()
+    });
+    drop(file);
+    assert!(lab.status(&device.name)["expired"].as_u64().unwrap() >= 1);
+    lab.dst(&["detach", &device.name]).ok();
+}
+
+#[test]
+fn block_sizes_and_read_only_reach_the_device() {
+    if !can_attach() {
+        return;
+    }
+    for (size, read_only) in [("512", false), ("4096", false), ("4096", true)] {
+        let lab = Lab::new();
+        File::create(lab.path("disk.img"))
+            .unwrap()
+            .set_len(16 << 20)
+            .unwrap();
+        let mut arguments = vec!["--block-size", size, "disk.img"];
+        if read_only {
+            arguments.push("--read-only");
+        }
+        let server = lab.serve(&arguments);
+        assert_eq!(server.announced["exports"][0]["read_only"], read_only);
+        let device = lab.attach("disk", "a", &[]);
+        let announced: u64 = size.parse().unwrap();
+        assert_eq!(device.sysfs_number("queue/logical_block_size"), announced);
+        assert_eq!(device.sysfs_number("ro"), u64::from(read_only));
+        assert_eq!(device.sysfs_number("size"), (16 << 20) / 512);
+        assert_eq!(device.ready["read_only"], read_only);
+        lab.dst(&["detach", &device.name]).ok();
+    }
+}
+
+#[test]
+fn a_read_only_attach_of_a_writable_export_refuses_writes() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let _server = lab.serve(&["--size", "16M", "disk.img"]);
+    let device = lab.attach("disk", "a", &["--read-only"]);
+    assert_eq!(device.sysfs_number("ro"), 1);
+    assert!(File::options().write(true).open(&device.node).is_err());
+    // Somebody else may write meanwhile.
+    let url = lab.url("disk");
+    let writer = lab.attach("disk", "b", &[]);
+    lab.dst(&["detach", &writer.name]).ok();
+    lab.dst(&["attach", "--name", &device.name, &url]).expect(7);
+}
+
+#[test]
+fn in_the_foreground_a_signal_detaches() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let server = lab.serve(&["--size", "16M", "disk.img"]);
+    let (url, name) = (lab.url("disk"), lab.name("a"));
+    let command = lab.command(&["attach", "--foreground", "--name", &name, &url]);
+    let mut process = Running::start(command);
+    process.read_until("/dev/dst/");
+    assert_eq!(lab.status(&name)["state"], "live");
+    process.signal(Signal::INT);
+    assert!(process.wait().success(), "{:?}", process.rest());
+    drop(process);
+    server.stop();
+    lab.assert_nothing_left();
+}
+
+#[test]
+fn interrupting_an_attach_leaves_nothing() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    // Somebody who takes connections and says nothing.
+    let socket = std::os::unix::net::UnixListener::bind(lab.path("socket")).unwrap();
+    let (url, name) = (lab.url("disk"), lab.name("a"));
+    let command = lab.command(&["attach", "--connect-timeout", "none", "--name", &name, &url]);
+    let mut attach = Running::start(command);
+    let _connection = socket.accept().unwrap();
+    assert_eq!(lab.status(&name)["state"], "attaching");
+    lab.dst(&["attach", "--name", &name, &url]).expect(7);
+    attach.signal(Signal::INT);
+    assert_eq!(attach.wait().code(), Some(130));
+    drop(attach);
+    lab.dst(&["status", &name]).expect(13);
+    lab.assert_nothing_left();
+}
+
+#[test]
+fn an_agent_that_dies_while_attaching_is_reported() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let socket = std::os::unix::net::UnixListener::bind(lab.path("socket")).unwrap();
+    let (url, name) = (lab.url("disk"), lab.name("a"));
+    let command = lab.command(&["attach", "--connect-timeout", "none", "--name", &name, &url]);
+    let mut attach = Running::start(command);
+    let _connection = socket.accept().unwrap();
+    let pid = lab.status(&name)["pid"].as_i64().unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, Signal::KILL).unwrap();
+    assert_eq!(attach.wait().code(), Some(1));
+    let (_, errors) = attach.rest();
+    assert!(
+        errors.contains("died") && errors.contains("attaches"),
+        "{errors}"
+    );
+    drop(attach);
+    lab.dst(&["status", &name]).expect(13);
+    lab.assert_nothing_left();
+}

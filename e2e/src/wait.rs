@@ -1,0 +1,57 @@
+//! Waiting for a condition: looked at again and again, with a bound, and ended early when the campaign is.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, Result};
+
+use crate::interrupt;
+
+/// First pause between two looks; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// Longest pause between two looks.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// Waits until `found` gives something.
+///
+/// # Errors
+/// The bound has passed (the text says for what), `found` failed, or the campaign was interrupted.
+pub fn find<T>(
+    what: &str,
+    bound: Duration,
+    mut found: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let start = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        if let Some(value) = found()? {
+            return Ok(value);
+        }
+        interrupt::check()?;
+        if start.elapsed() > bound {
+            bail!("{what}: not within {:.1} s", bound.as_secs_f64());
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Waits until `is_so`.
+///
+/// # Errors
+/// As [`find`].
+pub fn until(what: &str, bound: Duration, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    find(what, bound, || Ok(is_so()?.then_some(())))
+}
+
+/// Lets time pass as part of a fault (an outage, the pause before a kill), never to wait for something to have happened.
+///
+/// # Errors
+/// The campaign was interrupted.
+pub fn let_pass(time: Duration) -> Result<()> {
+    let start = Instant::now();
+    while let Some(left) = time.checked_sub(start.elapsed()) {
+        interrupt::check()?;
+        std::thread::sleep(left.min(LONGEST_PAUSE));
+    }
+    Ok(())
+}

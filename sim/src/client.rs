@@ -1,0 +1,547 @@
+//! A client process: the driver of the client engine, with its device's user. It moves bytes between streams and the
+//! memory of requests exactly as the engine says, and asserts what the engine must not do: complete a request whose memory
+//! a stream still refers to.
+
+mod inbound;
+mod outbound;
+mod user;
+
+use std::collections::VecDeque;
+
+use dst_engine::client::{
+    self as engine, Config, Entry, Event, FailReason, Phase, Retained, Session, Slot,
+};
+use dst_engine::rx::Receiver;
+use dst_proto::{Holder, Kind, Limits, OpFlags, Status};
+
+use crate::ctx::Ctx;
+use crate::model::{Range, RequestId};
+use crate::network::{Side, StreamId};
+use crate::outbox::Outbox;
+use crate::plant::Plant;
+use crate::queue::{self, MICRO, MILLI, SECOND};
+use crate::trace;
+use crate::workload::Wish;
+
+/// How long a connection attempt may take.
+const CONNECT_TIMEOUT: u64 = 3 * SECOND;
+/// The longest pause between attempts.
+const MAX_BACKOFF: u64 = SECOND;
+/// Memory for options and digests of a frame.
+const AREA: usize = 6 << 10;
+
+/// Whose memory queued payload is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Slot(u16),
+    Kept(usize),
+}
+
+/// The memory of a request, where the engine has its slot.
+#[derive(Debug, Default)]
+struct Memory {
+    request: Option<RequestId>,
+    bytes: Vec<u8>,
+    /// For [`Plant::OverlappingWritesNotHeldBack`]: how far off the engine believes the write to be.
+    shift: u64,
+    /// A write of which some byte has gone out.
+    sent: bool,
+    /// Extents of a BLOCK STATUS: length and whether they read as zeroes.
+    extents: Vec<(u64, bool)>,
+}
+
+/// A retained write.
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    shift: u64,
+    range: (u64, u64),
+    live: bool,
+}
+
+/// A payload on its way in.
+#[derive(Clone, Copy, Debug)]
+enum Taking {
+    Into { slot: u16, at: u32, len: u32, got: u32 },
+    Nowhere,
+}
+
+/// One connection.
+#[derive(Debug)]
+struct Link {
+    stream: Option<StreamId>,
+    /// The engine's number of the stream, once it is connected.
+    number: Option<u32>,
+    rx: Receiver<Vec<u8>>,
+    taking: Option<Taking>,
+    out: Outbox<Place>,
+    retry_at: u64,
+    backoff: u64,
+    deadline: u64,
+    /// The end came while the process was frozen.
+    ended: bool,
+    /// Reconnect at once: the server said that it stops.
+    drained: bool,
+}
+
+impl Link {
+    fn new() -> Link {
+        Link {
+            stream: None,
+            number: None,
+            rx: Receiver::new(Vec::new(), dst_proto::Role::Server),
+            taking: None,
+            out: Outbox::new(),
+            retry_at: 0,
+            backoff: MILLI,
+            deadline: u64::MAX,
+            ended: false,
+            drained: false,
+        }
+    }
+}
+
+/// What a client process is started with.
+#[derive(Clone, Copy, Debug)]
+pub struct Birth {
+    /// Its place among the clients; events name it.
+    pub number: u8,
+    /// Unique in the scenario.
+    pub life: u8,
+    /// Whether it wants to write.
+    pub writable: bool,
+    /// Who it is.
+    pub holder: Holder,
+    /// Requests that its user will ask for.
+    pub requests: u32,
+}
+
+/// One client process.
+#[derive(Debug)]
+pub struct Agent {
+    /// See [`Birth`].
+    pub birth: Birth,
+    session: Session<Vec<u64>>,
+    slots: Vec<Slot>,
+    retained: Retained<Vec<Entry>>,
+    kept: Vec<Kept>,
+    memory: Vec<Memory>,
+    links: Vec<Link>,
+    timer_at: u64,
+    /// Does nothing.
+    pub frozen: bool,
+    awake_since: u64,
+    /// Why the device has failed.
+    pub failed: Option<FailReason>,
+    /// The session has ended in order.
+    pub closed: Option<Status>,
+    /// A session has been open.
+    pub opened: bool,
+    /// Replays in a session opened anew.
+    replaying: bool,
+    script: VecDeque<Wish>,
+    /// Requests that the user still wants.
+    pub left: u32,
+    submit_scheduled: bool,
+    /// ABORTs on the wire: slot, id, request.
+    aborted: Vec<(u16, u64, RequestId)>,
+    /// The last request that went out in each slot, with its id.
+    last_out: Vec<(u64, Option<RequestId>)>,
+}
+
+impl Agent {
+    /// A process that has just started.
+    pub fn new(ctx: &mut Ctx, birth: Birth) -> Agent {
+        let scenario = &ctx.scenario;
+        let config = Config {
+            writable: birth.writable,
+            holder: birth.holder,
+            limits: Limits {
+                slots: scenario.slots,
+                connections: scenario.connections,
+                max_payload: scenario.max_len,
+                window: scenario.window,
+                credit_bytes: 1 << 24,
+            },
+            digests: scenario.algorithm.mask_bit(),
+            granule: scenario.granule,
+            deadline: scenario.deadline,
+            retries: 3,
+        };
+        let window = vec![0; (scenario.window / 64) as usize];
+        let (bytes, entries) = if birth.writable { scenario.retain } else { (0, 0) };
+        let slots = usize::from(scenario.slots);
+        if birth.writable {
+            ctx.book.excuses.writers += 1;
+        }
+        trace!(ctx, "client {} (life {}) starts, writable {}", birth.number, birth.life, birth.writable);
+        Agent {
+            birth,
+            session: Session::new(config, window),
+            slots: vec![Slot::default(); slots],
+            retained: Retained::new(vec![Entry::default(); entries], bytes),
+            kept: std::iter::repeat_with(Kept::default).take(entries).collect(),
+            memory: std::iter::repeat_with(Memory::default).take(slots).collect(),
+            links: (0..scenario.connections).map(|_| Link::new()).collect(),
+            timer_at: u64::MAX,
+            frozen: false,
+            awake_since: 0,
+            failed: None,
+            closed: None,
+            opened: false,
+            replaying: false,
+            script: VecDeque::new(),
+            left: birth.requests,
+            submit_scheduled: false,
+            aborted: Vec::new(),
+            last_out: vec![(0, None); slots],
+        }
+    }
+
+    /// Where the session stands.
+    pub fn phase(&self) -> Phase {
+        self.session.phase()
+    }
+
+    /// Counters of the engine.
+    pub fn engine_stats(&self) -> engine::Stats {
+        self.session.stats()
+    }
+
+    /// Streams that this process has.
+    pub fn streams(&self) -> impl Iterator<Item = StreamId> + '_ {
+        self.links.iter().filter_map(|link| link.stream)
+    }
+
+    /// Requests of the user that have not completed.
+    pub fn outstanding(&self) -> usize {
+        self.memory.iter().filter(|memory| memory.request.is_some()).count()
+    }
+
+    /// What stands still, for the report of a hang.
+    pub fn describe(&self) -> String {
+        format!(
+            "client {} (life {}): phase {:?}, {} outstanding, {} in flight, {} retained ({} bytes), {} live connections, left {}, script {}, {:?}",
+            self.birth.number,
+            self.birth.life,
+            self.session.phase(),
+            self.outstanding(),
+            self.session.in_flight(),
+            self.retained.entries(),
+            self.retained.bytes(),
+            self.session.live_connections(),
+            self.left,
+            self.script.len(),
+            self.session.stats(),
+        )
+    }
+
+    /// Does whatever there is to do now; to be called after anything that happened.
+    pub fn step(&mut self, ctx: &mut Ctx) {
+        if self.frozen {
+            return;
+        }
+        loop {
+            let mut busy = self.events(ctx);
+            for index in 0..self.links.len() as u16 {
+                self.connect(ctx, index);
+                busy |= self.send(ctx, index);
+            }
+            if !busy || ctx.violation.is_some() {
+                break;
+            }
+        }
+        self.note_replayed(ctx);
+        self.schedule(ctx);
+    }
+
+    fn schedule(&mut self, ctx: &mut Ctx) {
+        let links = self.links.iter().filter(|link| link.stream.is_some());
+        let attempts = links.map(|link| link.deadline).min().unwrap_or(u64::MAX);
+        let due = self.session.next_timeout().unwrap_or(u64::MAX).min(attempts);
+        let now = ctx.now();
+        if due != u64::MAX && (due < self.timer_at || self.timer_at <= now) {
+            // An engine that asks for a time that has passed must not stop the clock.
+            self.timer_at = due.max(now + MICRO);
+            let client = self.birth.number;
+            ctx.queue.at(self.timer_at, queue::Event::ClientTimer { client });
+        }
+    }
+
+    /// The time for which the engine asked has come, or one that it no longer cares for.
+    pub fn timer(&mut self, ctx: &mut Ctx) {
+        if self.frozen {
+            return;
+        }
+        let now = ctx.now();
+        if self.timer_at <= now {
+            self.timer_at = u64::MAX;
+        }
+        for index in 0..self.links.len() as u16 {
+            let link = &self.links[usize::from(index)];
+            if link.stream.is_some() && link.deadline <= now {
+                trace!(ctx, "client {} gives up connecting {index}", self.birth.number);
+                self.drop_link(ctx, index);
+            }
+        }
+        self.session
+            .handle_timeout(&mut self.slots, &mut self.retained, now);
+        self.step(ctx);
+    }
+
+    /// The process goes on after a freeze.
+    pub fn thaw(&mut self, ctx: &mut Ctx) {
+        if !self.frozen {
+            return;
+        }
+        self.frozen = false;
+        self.awake_since = ctx.now();
+        self.timer_at = u64::MAX;
+        for index in 0..self.links.len() as u16 {
+            if let Some(stream) = self.links[usize::from(index)].stream {
+                self.receive(ctx, index, stream);
+            }
+            if self.links[usize::from(index)].ended {
+                self.drop_link(ctx, index);
+            }
+        }
+        self.timer(ctx);
+        self.submit_scheduled = false;
+        self.schedule_user(ctx);
+    }
+
+    /// The process is killed: its streams close, its requests are lost.
+    pub fn kill(&mut self, ctx: &mut Ctx) {
+        trace!(ctx, "client {} (life {}) is gone", self.birth.number, self.birth.life);
+        for link in &self.links {
+            if let Some(stream) = link.stream {
+                ctx.net.close(&mut ctx.queue, stream, Side::Client);
+            }
+        }
+        if self.replaying && self.retained.is_enabled() && ctx.model.holder() == Some(self.birth.life) {
+            // Half a replay may have put older writes over newer ones.
+            ctx.model.lose();
+        }
+        let when = ctx.model.tick();
+        for id in ctx.book.client_gone(self.birth.life, when) {
+            let asked = ctx.book.get(id);
+            let (kind, range) = (asked.kind, asked.range);
+            if kind.is_write() {
+                ctx.model.fail_write(id, range, true);
+            } else {
+                ctx.model.fail_read(id);
+            }
+        }
+        ctx.model.client_gone(self.birth.life);
+        let stats = self.session.stats();
+        ctx.stats.reconnects += stats.reconnects;
+        ctx.stats.sessions_lost += stats.fresh_sessions;
+        ctx.stats.replays += stats.replayed;
+        ctx.stats.resends += stats.resent;
+        ctx.stats.bad_digests += stats.bad_digests;
+    }
+
+    /// Asks for the end of the session; nothing is outstanding.
+    pub fn close(&mut self, ctx: &mut Ctx) {
+        trace!(ctx, "client {} detaches", self.birth.number);
+        self.session.close();
+        self.step(ctx);
+    }
+
+    fn events(&mut self, ctx: &mut Ctx) -> bool {
+        let mut busy = false;
+        while let Some(event) = self.session.poll_event(&mut self.slots, &mut self.retained) {
+            busy = true;
+            match event {
+                Event::Completed {
+                    slot,
+                    result,
+                    retained,
+                } => self.completed(ctx, slot, result, retained),
+                Event::Released { index } => self.kept[index].live = false,
+                Event::Close { index, reason } => {
+                    trace!(ctx, "client {} closes connection {index}: {reason:?}", self.birth.number);
+                    self.drop_link(ctx, index);
+                }
+                Event::Opened { fresh } => self.session_opened(ctx, fresh),
+                Event::Draining { index } => self.links[usize::from(index)].drained = true,
+                Event::Refused { status } => {
+                    trace!(ctx, "client {} is refused: {status:?}", self.birth.number);
+                }
+                Event::Failed(reason) => {
+                    trace!(ctx, "client {}: device failed: {reason:?}", self.birth.number);
+                    self.failed = Some(reason);
+                    ctx.stats.devices_failed += 1;
+                    let legal = ctx.book.device_failed(
+                        self.birth.life,
+                        reason,
+                        self.retained.is_enabled(),
+                    );
+                    ctx.check(legal);
+                    ctx.model.client_gone(self.birth.life);
+                }
+                Event::Closed(status) => {
+                    trace!(ctx, "client {} is closed: {status:?}", self.birth.number);
+                    self.closed = Some(status);
+                }
+                Event::Changed => trace!(ctx, "client {} sees a new size", self.birth.number),
+            }
+            if ctx.violation.is_some() {
+                return false;
+            }
+        }
+        busy
+    }
+
+    fn session_opened(&mut self, ctx: &mut Ctx, fresh: bool) {
+        self.opened = true;
+        let incarnation = self.session.export().map(|export| export.incarnation);
+        let current = incarnation.is_some() && incarnation == ctx.incarnation;
+        trace!(
+            ctx,
+            "client {} has session {}, fresh {fresh}, epoch {}, incarnation {:02x}{}",
+            self.birth.number,
+            self.session.number(),
+            self.session.export().map_or(0, |export| export.epoch),
+            incarnation.map_or(0, |i| i[0]),
+            if current { "" } else { " (over)" },
+        );
+        if self.birth.writable {
+            let before = ctx.model.holder();
+            let readers_see_replay = fresh && !ctx.model.is_lost();
+            let replays = fresh && self.retained.is_enabled();
+            ctx.model.grant(self.birth.life, current, replays);
+            if before != Some(self.birth.life) {
+                ctx.stats.takeovers += 1;
+            }
+            self.replaying = true;
+            if readers_see_replay {
+                ctx.model.replay_while_read();
+                ctx.quiet_replay = true;
+            }
+            if fresh && ctx.planted(Plant::ReplayOutOfOrder) {
+                self.swap_retained();
+            }
+        }
+        // ABORTs end with their session.
+        self.aborted.clear();
+        self.schedule_user(ctx);
+    }
+
+    fn note_replayed(&mut self, ctx: &mut Ctx) {
+        if !self.replaying || !matches!(self.session.phase(), Phase::Live | Phase::Closing) {
+            return;
+        }
+        self.replaying = false;
+        ctx.quiet_replay = false;
+        let incarnation = self.session.export().map(|export| export.incarnation);
+        let current = incarnation.is_some() && incarnation == ctx.incarnation;
+        if current && ctx.model.holder() == Some(self.birth.life) {
+            ctx.model.replayed();
+        }
+    }
+
+    /// Exchanges the bytes of retained writes of the same range.
+    fn swap_retained(&mut self) {
+        for first in 0..self.kept.len() {
+            let (head, tail) = self.kept.split_at_mut(first + 1);
+            let this = &mut head[first];
+            let same = |other: &&mut Kept| other.live && other.range == this.range;
+            if let (true, Some(other)) = (this.live, tail.iter_mut().find(same)) {
+                std::mem::swap(&mut this.bytes, &mut other.bytes);
+            }
+        }
+    }
+
+    fn connect(&mut self, ctx: &mut Ctx, index: u16) {
+        let now = ctx.now();
+        let link = &mut self.links[usize::from(index)];
+        let wanted = link.stream.is_none() && self.session.wants_connection(index);
+        if !wanted || link.retry_at > now {
+            return;
+        }
+        let mut delay = ctx.rng.between(ctx.net.weather.latency.0, ctx.net.weather.latency.1);
+        if now < ctx.slow_connect_until {
+            delay += ctx.rng.spread(MILLI, 2 * CONNECT_TIMEOUT);
+        }
+        let stream = ctx.net.connect(&mut ctx.queue, self.birth.number, index, delay);
+        trace!(ctx, "client {} connects {index} as stream {stream}", self.birth.number);
+        link.stream = Some(stream);
+        link.number = None;
+        link.deadline = now + CONNECT_TIMEOUT;
+        link.taking = None;
+        link.ended = false;
+        link.drained = false;
+    }
+
+    /// The server has accepted the stream.
+    pub fn connected(&mut self, ctx: &mut Ctx, stream: StreamId) {
+        let Some(index) = self.index_of(stream) else {
+            return;
+        };
+        if self.frozen {
+            return;
+        }
+        self.set_up(ctx, index);
+        self.step(ctx);
+    }
+
+    fn set_up(&mut self, ctx: &mut Ctx, index: u16) {
+        let link = &mut self.links[usize::from(index)];
+        if link.number.is_none() {
+            link.rx = Receiver::new(vec![0; AREA], dst_proto::Role::Server);
+            link.number = Some(self.session.handle_connected(index, ctx.queue.now()));
+            link.deadline = u64::MAX;
+        }
+    }
+
+    fn index_of(&self, stream: StreamId) -> Option<u16> {
+        let at = self.links.iter().position(|link| link.stream == Some(stream))?;
+        u16::try_from(at).ok()
+    }
+
+    /// A stream has ended.
+    pub fn ended(&mut self, ctx: &mut Ctx, stream: StreamId) {
+        let Some(index) = self.index_of(stream) else {
+            return;
+        };
+        if self.frozen {
+            self.links[usize::from(index)].ended = true;
+            return;
+        }
+        // What has arrived is read before the end is.
+        self.receive(ctx, index, stream);
+        if self.links[usize::from(index)].stream == Some(stream) {
+            trace!(ctx, "client {} loses connection {index}", self.birth.number);
+            self.drop_link(ctx, index);
+        }
+        self.step(ctx);
+    }
+
+    /// Closes the stream of a connection, if it has one, and tells the engine.
+    fn drop_link(&mut self, ctx: &mut Ctx, index: u16) {
+        let now = ctx.now();
+        let link = &mut self.links[usize::from(index)];
+        let Some(stream) = link.stream.take() else {
+            return;
+        };
+        ctx.net.close(&mut ctx.queue, stream, Side::Client);
+        link.out = Outbox::new();
+        link.taking = None;
+        link.ended = false;
+        let wait = if link.drained { MICRO } else { ctx.rng.between(link.backoff / 2, link.backoff) };
+        link.backoff = (link.backoff * 2).min(MAX_BACKOFF);
+        link.retry_at = now + wait;
+        let client = self.birth.number;
+        ctx.queue.at(link.retry_at, queue::Event::Reconnect { client, index });
+        if link.number.take().is_some() {
+            self.session
+                .handle_lost(&mut self.slots, &mut self.retained, index);
+        }
+    }
+
+    fn range_of(&self, ctx: &Ctx, request: RequestId) -> (Kind, OpFlags, Range) {
+        let asked = ctx.book.get(request);
+        (asked.kind, asked.flags, asked.range)
+    }
+}

@@ -1,0 +1,228 @@
+//! What a client sends.
+
+use dst_engine::client::{seal, Payload, Source, Transmit};
+use dst_proto::{digest, Header, Kind, OpFlags, HEADER_LEN};
+
+use super::{Agent, Place};
+use crate::ctx::Ctx;
+use crate::network::{Side, StreamId};
+use crate::outbox::Next;
+use crate::plant::Plant;
+use crate::trace;
+use crate::wirebook::Owner;
+
+/// Bytes that a head may take: header and digest area.
+const HEAD_ROOM: usize = 4096;
+
+impl Agent {
+    /// There is room on a stream again.
+    pub fn writable(&mut self, ctx: &mut Ctx, stream: StreamId) {
+        if !self.frozen && self.index_of(stream).is_some() {
+            self.step(ctx);
+        }
+    }
+
+    /// Takes from the engine and gives to the stream as much as both want. Tells whether the engine gave anything.
+    pub(super) fn send(&mut self, ctx: &mut Ctx, index: u16) -> bool {
+        let mut busy = false;
+        loop {
+            let Some(stream) = self.links[usize::from(index)].stream else {
+                return busy;
+            };
+            let more = self.fill(ctx, index);
+            busy |= more;
+            let gone = self.push(ctx, index, stream);
+            if !more || !gone || ctx.violation.is_some() {
+                return busy;
+            }
+        }
+    }
+
+    /// Queues what the engine has for a connection, up to the driver's limit.
+    fn fill(&mut self, ctx: &mut Ctx, index: u16) -> bool {
+        let mut busy = false;
+        let mut out = std::mem::take(&mut ctx.scratch);
+        out.resize(HEAD_ROOM, 0);
+        while self.links[usize::from(index)].out.queued() < ctx.scenario.queue_limit {
+            let transmit = self.session.poll_transmit(
+                &mut self.slots,
+                &mut self.retained,
+                index,
+                &mut out,
+            );
+            match transmit {
+                None => break,
+                Some(Transmit::Bytes(len)) => self.queue_frame(ctx, index, &mut out[..len]),
+                Some(Transmit::Write { header, payload }) => {
+                    self.queue_write(ctx, index, header, payload, &mut out);
+                }
+            }
+            busy = true;
+        }
+        ctx.scratch = out;
+        busy
+    }
+
+    fn queue_frame(&mut self, ctx: &mut Ctx, index: u16, frame: &mut [u8]) {
+        let head = frame.first_chunk::<HEADER_LEN>().map(Header::decode);
+        let Some(Ok(mut header)) = head else {
+            return ctx.fail("the client engine sends a frame that can't be decoded".into());
+        };
+        if header.kind.has_slot() {
+            self.note_request(ctx, index, &header);
+            if ctx.planted(Plant::BarrierIgnored) {
+                strip_barrier(&mut header);
+                seal(&header, frame);
+            }
+        } else if header.kind == Kind::ABORT {
+            self.note_abort(ctx, &header);
+        }
+        trace!(
+            ctx,
+            "client {} -> {index}: {} slot {} id {} offset {} length {}",
+            self.birth.number,
+            header.kind.name(),
+            header.slot as i16,
+            header.id,
+            header.offset,
+            header.length
+        );
+        self.links[usize::from(index)].out.push(frame);
+    }
+
+    fn queue_write(
+        &mut self,
+        ctx: &mut Ctx,
+        index: u16,
+        mut header: Header,
+        payload: Payload,
+        out: &mut [u8],
+    ) {
+        let (place, from) = match payload.source {
+            Source::Slot => (Place::Slot(payload.slot), 0),
+            Source::Retained { seq, from } => {
+                (Place::Kept(self.retained.index(seq)), from as usize)
+            }
+        };
+        let shift = match place {
+            Place::Slot(at) => self.memory[usize::from(at)].shift,
+            Place::Kept(at) => self.kept[at].shift,
+        };
+        header.offset -= shift;
+        let offset = payload.offset - shift;
+        self.note_request(ctx, index, &header);
+        if ctx.planted(Plant::BarrierIgnored) {
+            strip_barrier(&mut header);
+        }
+        let len = payload.length as usize;
+        let (algorithm, granule) = self.session.digest();
+        let bytes = match place {
+            Place::Slot(at) => self.memory[usize::from(at)].bytes.get(from..from + len),
+            Place::Kept(at) => self.kept[at].bytes.get(from..from + len),
+        };
+        let Some(bytes) = bytes else {
+            return ctx.fail(format!("the client engine sends {len} bytes of {place:?} that are not there"));
+        };
+        let area = &mut out[HEADER_LEN..HEADER_LEN + header.digest_len as usize];
+        if !digest::write(algorithm, granule, offset, bytes, area) {
+            return ctx.fail("the client engine gave a digest area of the wrong length".into());
+        }
+        let head = seal(&header, out);
+        trace!(
+            ctx,
+            "client {} -> {index}: WRITE slot {} id {} offset {offset} length {len} flags {:?}{}",
+            self.birth.number,
+            header.slot,
+            header.id,
+            header.op_flags.0,
+            if matches!(place, Place::Kept(_)) { " (replay)" } else { "" },
+        );
+        let link = &mut self.links[usize::from(index)];
+        link.out.push(&out[..head]);
+        link.out.push_payload(place, from, len);
+        if ctx.planted(Plant::MemoryFreedEarly) {
+            let number = link.number.unwrap_or(0);
+            let slots = &mut self.slots;
+            self.session
+                .handle_sent(slots, &mut self.retained, index, number, header.slot);
+        }
+    }
+
+    /// Writes down which request an id stands for.
+    fn note_request(&mut self, ctx: &mut Ctx, index: u16, header: &Header) {
+        let slot = usize::from(header.slot);
+        let request = self.memory[slot].request;
+        let owner = match request {
+            _ if header.op_flags.contains(OpFlags::REPLAY) => Owner::Replay,
+            Some(request) => Owner::User(request),
+            None => Owner::Engine,
+        };
+        if let Owner::User(request) = owner {
+            let (kind, _, range) = self.range_of(ctx, request);
+            if kind != header.kind {
+                ctx.fail(format!("#{request} goes out as {}", header.kind.name()));
+            }
+            if kind.is_write() && !std::mem::replace(&mut self.memory[slot].sent, true) {
+                ctx.model.sent(request, range);
+            }
+            self.last_out[slot] = (header.id, Some(request));
+        } else {
+            self.last_out[slot] = (header.id, None);
+        }
+        let number = self.session.number();
+        let known = ctx
+            .wire
+            .sent(number, header.id, owner, header.kind, header.op_flags, &ctx.book);
+        ctx.check(known);
+        ctx.trace.mix(header.id << 16 | u64::from(index));
+    }
+
+    fn note_abort(&mut self, ctx: &mut Ctx, header: &Header) {
+        let (id, request) = self.last_out[usize::from(header.slot)];
+        let known = self.aborted.iter().any(|(slot, aborted, _)| {
+            (*slot, *aborted) == (header.slot, header.id)
+        });
+        if let (true, false, Some(request)) = (id == header.id, known, request) {
+            trace!(ctx, "client {} aborts #{request}", self.birth.number);
+            self.aborted.push((header.slot, header.id, request));
+        }
+    }
+
+    /// Gives queued bytes to the stream. Tells whether all are gone.
+    fn push(&mut self, ctx: &mut Ctx, index: u16, stream: StreamId) -> bool {
+        loop {
+            let link = &mut self.links[usize::from(index)];
+            let (wanted, taken) = match link.out.next() {
+                None => return true,
+                Some(Next::Bytes(bytes)) => {
+                    (bytes.len(), ctx.net.write(&mut ctx.queue, stream, Side::Client, bytes))
+                }
+                Some(Next::Payload(place, from, len)) => {
+                    let memory = match place {
+                        Place::Slot(at) => &self.memory[usize::from(at)].bytes,
+                        Place::Kept(at) => &self.kept[at].bytes,
+                    };
+                    let Some(bytes) = memory.get(from..from + len) else {
+                        ctx.fail(format!("{place:?} is gone while it is being sent"));
+                        return false;
+                    };
+                    (len, ctx.net.write(&mut ctx.queue, stream, Side::Client, bytes))
+                }
+            };
+            let done = if taken > 0 { link.out.sent(taken) } else { None };
+            if let Some(Place::Slot(at)) = done {
+                let number = link.number.unwrap_or(0);
+                self.session
+                    .handle_sent(&mut self.slots, &mut self.retained, index, number, at);
+            }
+            if taken < wanted {
+                return false;
+            }
+        }
+    }
+}
+
+fn strip_barrier(header: &mut Header) {
+    header.op_flags = header.op_flags.without(OpFlags::BARRIER);
+    header.after = 0;
+}

@@ -1,0 +1,604 @@
+//! The server process: the driver of the server engine for one export, and what outlives it on stable storage.
+
+mod backend;
+mod handshake;
+mod inbound;
+mod outbound;
+
+use dst_engine::rx::Receiver;
+use dst_engine::server::{
+    Action, CloseReason, ConnId, Entry, Event, Export, ExportConfig, Lane, Record, Session, Slot,
+};
+use dst_proto::{
+    Credit, DigestChoice, Digests, Extent, Geometry, GeometryFlags, Holder, Kind, Limits, Mode,
+    Role, Status,
+};
+use dst_store::sync::{SyncAnswer, SyncId, SyncTracker};
+
+use crate::ctx::Ctx;
+use crate::disk::Disk;
+use crate::network::{Side, StreamId};
+use crate::outbox::Outbox;
+use crate::plant::Plant;
+use crate::queue::{self, MICRO, MILLI, SECOND};
+use crate::trace;
+
+/// The name of the only export.
+pub const EXPORT_NAME: &str = "disk";
+/// Its id.
+const EXPORT_ID: [u8; 16] = *b"simulated export";
+/// Sessions at a time.
+const SESSIONS: usize = 16;
+/// A stream that says nothing is closed after this time.
+const HANDSHAKE_TIME: u64 = 10 * SECOND;
+/// How long a stop waits for what is in flight.
+const DRAIN_TIME: u64 = 2 * SECOND;
+/// Memory for options and digests of a frame.
+const AREA: usize = 6 << 10;
+
+/// What is on the server's stable storage beside the disk.
+#[derive(Clone, Debug)]
+pub struct Stable {
+    record: Record,
+    incarnation: [u8; 16],
+    /// The server stopped in order, with everything flushed.
+    clean: bool,
+    /// A new process can tell that nothing was lost since the last one.
+    continuity: bool,
+}
+
+impl Stable {
+    /// Of an export never served.
+    pub fn new() -> Stable {
+        Stable {
+            record: Record::NONE,
+            incarnation: [0; 16],
+            clean: false,
+            continuity: false,
+        }
+    }
+
+    /// The machine was off.
+    pub fn power_cut(&mut self) {
+        self.continuity = false;
+    }
+
+    /// Nothing proves that the incarnation goes on.
+    pub fn forget_proof(&mut self) {
+        self.continuity = false;
+    }
+
+    /// Whether a server that started now would go on in the same incarnation.
+    pub fn goes_on(&self) -> bool {
+        self.clean || self.continuity
+    }
+}
+
+impl Default for Stable {
+    fn default() -> Self {
+        Stable::new()
+    }
+}
+
+/// Bytes of the request in a slot.
+#[derive(Debug, Default)]
+enum Data {
+    #[default]
+    None,
+    Payload(Vec<u8>),
+    Read(Vec<u8>),
+    Extents(Vec<Extent>),
+}
+
+/// One session.
+#[derive(Debug)]
+struct Member {
+    /// In tokens of the disk; never used twice.
+    key: u32,
+    number: u64,
+    session: Session<Vec<u64>, Vec<Lane>>,
+    slots: Vec<Slot>,
+    secret: [u8; 16],
+    data: Vec<Data>,
+    /// What the disk has, by slot: id and type.
+    running: Vec<(u64, Kind)>,
+    limits: Limits,
+    writable: bool,
+    config: dst_engine::server::Config,
+}
+
+/// Where an arriving payload goes.
+#[derive(Debug)]
+enum Body {
+    Into { slot: u16, bytes: Vec<u8>, offset: u64 },
+    Nowhere,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Before OPEN or JOIN.
+    Greeting,
+    /// OPEN is being decided, for a session of this number.
+    Asking(u64),
+    /// Part of the session of this number.
+    Joined(u64),
+    /// Last words are queued; nothing more is read.
+    Leaving,
+}
+
+/// One stream. Payload lives in a session's slot.
+#[derive(Debug)]
+struct Conn {
+    stream: StreamId,
+    stage: Stage,
+    rx: Receiver<Vec<u8>>,
+    hello: [u8; dst_proto::HELLO_LEN],
+    nonce: [u8; 16],
+    body: Option<Body>,
+    out: Outbox<()>,
+    /// A stream that says nothing is closed then.
+    until: u64,
+    /// The end came while the process was frozen.
+    ended: bool,
+    /// For [`Plant::OldConnectionStillRead`]: no longer of any session, and still read.
+    zombie: bool,
+}
+
+impl Conn {
+    fn id(&self) -> ConnId {
+        ConnId(self.stream)
+    }
+}
+
+/// An OPEN that is being decided.
+#[derive(Clone, Copy, Debug)]
+struct Asking {
+    number: u64,
+    stream: StreamId,
+    mode: Mode,
+    holder: Option<Holder>,
+    limits: Limits,
+    digests: Digests,
+}
+
+/// One server process.
+#[derive(Debug)]
+pub struct Server {
+    export: Export<Vec<Entry>>,
+    members: Vec<Member>,
+    conns: Vec<Conn>,
+    asking: Vec<Asking>,
+    sync: SyncTracker,
+    answers: Vec<SyncAnswer>,
+    /// Syncs that the disk has, by token.
+    syncs: Vec<(u64, SyncId)>,
+    next_key: u32,
+    flush_wanted: bool,
+    /// A record on its way to stable storage.
+    persisting: Option<(u64, Record)>,
+    timer_at: u64,
+    /// Does nothing.
+    pub frozen: bool,
+    /// Draining until this time, at the latest.
+    drain: Option<u64>,
+    /// The flush at the end of a drain is out.
+    drain_flush: bool,
+    /// The drain is over; whether everything is flushed.
+    pub drained: Option<bool>,
+    credit: Option<Credit>,
+    geometry: Geometry,
+    /// For [`Plant::GenerationIgnored`].
+    fake_generation: u32,
+}
+
+impl Server {
+    /// Starts a process.
+    pub fn start(ctx: &mut Ctx, disk: &mut Disk, stable: &mut Stable) -> Server {
+        let goes_on = stable.goes_on() || ctx.planted(Plant::IncarnationKept);
+        let first = stable.incarnation == [0; 16];
+        if !goes_on || first {
+            stable.incarnation = ctx.rng.bytes16();
+        }
+        stable.clean = false;
+        stable.continuity = true;
+        ctx.incarnation = Some(stable.incarnation);
+        if !goes_on && !first {
+            disk.evict();
+            ctx.book.excuses.losses += 1;
+            ctx.model.lose();
+        }
+        trace!(
+            ctx,
+            "server starts, incarnation {:02x}{}, epoch {}, lease {}",
+            stable.incarnation[0],
+            if goes_on { " kept" } else { " new" },
+            stable.record.epoch,
+            if stable.record.held { "held" } else { "free" },
+        );
+        if ctx.planted(Plant::LeaseNotPersisted) {
+            stable.record = Record::NONE;
+        }
+        let config = ExportConfig {
+            id: EXPORT_ID,
+            incarnation: stable.incarnation,
+            fresh: !goes_on,
+            record: stable.record,
+            read_only: false,
+            lease_time: ctx.scenario.lease_time,
+        };
+        Server {
+            export: Export::new(&config, vec![Entry::default(); SESSIONS], ctx.now()),
+            members: Vec::new(),
+            conns: Vec::new(),
+            asking: Vec::new(),
+            sync: SyncTracker::new(),
+            answers: Vec::new(),
+            syncs: Vec::new(),
+            next_key: 1,
+            flush_wanted: false,
+            persisting: None,
+            timer_at: u64::MAX,
+            frozen: false,
+            drain: None,
+            drain_flush: false,
+            drained: None,
+            credit: None,
+            geometry: geometry(ctx, disk),
+            fake_generation: 0,
+        }
+    }
+
+    /// The process is gone: its streams close, what it was writing to stable storage may be there or not.
+    pub fn stop(mut self, ctx: &mut Ctx, stable: &mut Stable) {
+        if self.sync.running() > 0 || self.sync.is_latched() {
+            stable.continuity = false;
+        }
+        if let Some((_, record)) = self.persisting.take() {
+            if ctx.rng.chance(50) {
+                stable.record = record;
+            }
+        }
+        for conn in &self.conns {
+            ctx.net.close(&mut ctx.queue, conn.stream, Side::Server);
+        }
+        ctx.wire.server_gone();
+    }
+
+    /// What stands still, for the report of a hang.
+    pub fn describe(&self) -> String {
+        let members: Vec<String> = self
+            .members
+            .iter()
+            .map(|m| {
+                format!(
+                    "session {}: {} unanswered, {} executing, waiting {}, {} connections, ended {}",
+                    m.number,
+                    m.session.unanswered(),
+                    m.session.executing(),
+                    m.session.is_waiting(),
+                    m.session.connections(),
+                    m.session.is_ended()
+                )
+            })
+            .collect();
+        format!(
+            "server: frozen {}, writer {:?}, {} asking, sync latched {}, [{}]",
+            self.frozen,
+            self.export.writer(),
+            self.asking.len(),
+            self.sync.is_latched(),
+            members.join("; ")
+        )
+    }
+
+    /// Does whatever there is to do now; to be called after anything that happened.
+    pub fn step(&mut self, ctx: &mut Ctx, disk: &mut Disk, stable: &mut Stable) {
+        if self.frozen {
+            return;
+        }
+        loop {
+            let mut busy = self.execute(ctx, disk);
+            self.answer_syncs(ctx, stable);
+            busy |= self.events(ctx);
+            busy |= self.actions(ctx, disk, stable);
+            busy |= self.send_all(ctx);
+            if !busy || ctx.violation.is_some() {
+                break;
+            }
+        }
+        self.drain_step(ctx, disk);
+        self.schedule(ctx);
+    }
+
+    fn schedule(&mut self, ctx: &mut Ctx) {
+        let sessions = self.members.iter().filter_map(|m| m.session.next_timeout());
+        let conns = self.conns.iter().map(|conn| conn.until);
+        let other = [self.export.next_timeout(), self.drain, self.persisting.map(|p| p.0)];
+        let due = sessions
+            .chain(conns)
+            .chain(other.into_iter().flatten())
+            .min()
+            .unwrap_or(u64::MAX);
+        let now = ctx.now();
+        if due != u64::MAX && (due < self.timer_at || self.timer_at <= now) {
+            self.timer_at = due.max(now + MICRO);
+            ctx.queue.at(self.timer_at, queue::Event::ServerTimer);
+        }
+    }
+
+    /// The time for which an engine asked has come, or one that it no longer cares for.
+    pub fn timer(&mut self, ctx: &mut Ctx, disk: &mut Disk, stable: &mut Stable) {
+        if self.frozen {
+            return;
+        }
+        let now = ctx.now();
+        if self.timer_at <= now {
+            self.timer_at = u64::MAX;
+        }
+        if let Some((_, record)) = self.persisting.take_if(|(at, _)| *at <= now) {
+            stable.record = record;
+            self.export.persisted(true, now);
+        }
+        for member in &mut self.members {
+            member.session.handle_timeout(&mut member.slots, now);
+            self.export.heard(member.number, member.session.last_heard());
+        }
+        self.export.handle_timeout(now);
+        let silent: Vec<StreamId> = self
+            .conns
+            .iter()
+            .filter(|conn| conn.until <= now)
+            .map(|conn| conn.stream)
+            .collect();
+        for stream in silent {
+            self.drop_conn(ctx, stream);
+        }
+        self.step(ctx, disk, stable);
+    }
+
+    /// The process goes on after a freeze.
+    pub fn thaw(&mut self, ctx: &mut Ctx, disk: &mut Disk, stable: &mut Stable) {
+        self.frozen = false;
+        self.timer_at = u64::MAX;
+        for index in (0..self.conns.len()).rev() {
+            let stream = self.conns[index].stream;
+            self.receive(ctx, disk, stable, stream);
+        }
+        let ended: Vec<StreamId> = self
+            .conns
+            .iter()
+            .filter(|conn| conn.ended)
+            .map(|conn| conn.stream)
+            .collect();
+        for stream in ended {
+            self.drop_conn(ctx, stream);
+        }
+        self.timer(ctx, disk, stable);
+    }
+
+    fn events(&mut self, ctx: &mut Ctx) -> bool {
+        let now = ctx.now();
+        let mut busy = false;
+        let mut index = 0;
+        while index < self.members.len() {
+            let member = &mut self.members[index];
+            let Some(event) = member.session.poll_event(&mut member.slots) else {
+                index += 1;
+                continue;
+            };
+            busy = true;
+            let number = member.number;
+            match event {
+                Event::Close { conn, reason } => {
+                    trace!(ctx, "server closes stream {} of session {number}: {reason:?}", conn.0);
+                    self.leave(ctx, conn.0, reason);
+                }
+                Event::Drop { slot } => member.data[usize::from(slot)] = Data::None,
+                Event::Replayed => {
+                    trace!(ctx, "server: session {number} has replayed");
+                    self.export.replayed(number);
+                }
+                Event::ProbeAnswered => self.export.probe_answered(number, now),
+                Event::Release => {
+                    if self.export.release(number) {
+                        member.session.closed(Status::OK);
+                    }
+                }
+                Event::Settled => {
+                    trace!(ctx, "server: session {number} is settled");
+                    self.export.heard(number, member.session.last_heard());
+                    self.export.settled(number);
+                }
+                Event::Over => {
+                    self.members.remove(index);
+                }
+            }
+        }
+        busy
+    }
+
+    fn actions(&mut self, ctx: &mut Ctx, disk: &mut Disk, stable: &mut Stable) -> bool {
+        let mut busy = false;
+        while let Some(action) = self.export.poll_action(ctx.now()) {
+            busy = true;
+            trace!(ctx, "server: {action:?}");
+            match action {
+                Action::Probe { session } => {
+                    if let Some(member) = self.member(session) {
+                        member.session.probe();
+                    }
+                }
+                Action::Settle { session, reason } => {
+                    match self.member(session) {
+                        Some(member) => member.session.settle(&mut member.slots, reason),
+                        None => self.export.settled(session),
+                    }
+                }
+                Action::Flush => self.flush_wanted = true,
+                Action::Persist(record) => {
+                    let delay = ctx.rng.spread(20 * MICRO, 5 * MILLI);
+                    self.persisting = Some((ctx.now() + delay, record));
+                }
+                Action::Grant { session } => self.granted(ctx, session),
+                Action::Refuse { session, refused } => self.refused(ctx, session, refused),
+                Action::Released { session, status } => {
+                    if let Some(member) = self.member(session) {
+                        member.session.closed(status);
+                    }
+                }
+                Action::Renew => {
+                    self.sync.new_incarnation(&mut self.answers);
+                    disk.evict();
+                    stable.continuity = true;
+                    self.answer_syncs(ctx, stable);
+                }
+                Action::Ungate => {
+                    for member in &mut self.members {
+                        member.session.set_gate(&mut member.slots, false);
+                    }
+                }
+            }
+        }
+        busy
+    }
+
+    fn member(&mut self, number: u64) -> Option<&mut Member> {
+        self.members.iter_mut().find(|member| member.number == number)
+    }
+
+    fn conn(&self, stream: StreamId) -> Option<usize> {
+        self.conns.iter().position(|conn| conn.stream == stream)
+    }
+
+    /// The stream has ended, or must.
+    fn drop_conn(&mut self, ctx: &mut Ctx, stream: StreamId) {
+        let Some(at) = self.conn(stream) else {
+            return;
+        };
+        let conn = self.conns.remove(at);
+        ctx.net.close(&mut ctx.queue, stream, Side::Server);
+        match conn.stage {
+            Stage::Joined(number) => {
+                let now = ctx.now();
+                if let Some(member) = self.member(number) {
+                    member.session.conn_lost(&mut member.slots, ConnId(stream), now);
+                }
+            }
+            Stage::Asking(number) => {
+                self.asking.retain(|asking| asking.number != number);
+                self.export.cancel(number);
+            }
+            Stage::Greeting | Stage::Leaving => {}
+        }
+    }
+
+    /// A session wants a stream closed. What is queued for it still goes.
+    fn leave(&mut self, ctx: &mut Ctx, stream: StreamId, reason: CloseReason) {
+        let Some(at) = self.conn(stream) else {
+            return;
+        };
+        let conn = &mut self.conns[at];
+        if ctx.planted(Plant::OldConnectionStillRead) && matches!(reason, CloseReason::Ended(_)) {
+            conn.zombie = true;
+            conn.stage = Stage::Leaving;
+            return;
+        }
+        conn.stage = Stage::Leaving;
+        conn.body = None;
+        if conn.out.queued() == 0 {
+            self.drop_conn(ctx, stream);
+        }
+    }
+
+    /// The export has grown.
+    pub fn grown(&mut self, ctx: &mut Ctx, disk: &mut Disk, stable: &mut Stable) {
+        self.geometry = geometry(ctx, disk);
+        for member in &mut self.members {
+            member.session.set_geometry(self.geometry);
+        }
+        self.step(ctx, disk, stable);
+    }
+
+    /// Changes the credit of all sessions, or gives them back what they had.
+    pub fn set_credit(&mut self, ctx: &mut Ctx, credit: Option<Credit>) {
+        self.credit = credit;
+        for member in &mut self.members {
+            let requests = member.limits.slots - 1;
+            let bytes = member.limits.credit_bytes;
+            let full = Credit { requests, bytes };
+            let credit = credit.map_or(full, |credit| Credit {
+                requests: credit.requests.min(requests),
+                bytes: credit.bytes.clamp(ctx.scenario.max_len, bytes),
+            });
+            member.session.set_credit(credit);
+        }
+    }
+
+    /// The server is told to stop.
+    pub fn start_drain(&mut self, ctx: &mut Ctx, disk: &mut Disk, stable: &mut Stable) {
+        if self.drain.is_some() {
+            return;
+        }
+        trace!(ctx, "server drains");
+        self.drain = Some(ctx.now() + DRAIN_TIME);
+        for member in &mut self.members {
+            member.session.drain();
+        }
+        self.step(ctx, disk, stable);
+    }
+
+    /// When nothing is in progress any more, a flush ends the drain.
+    fn drain_step(&mut self, ctx: &mut Ctx, disk: &mut Disk) {
+        let Some(until) = self.drain else {
+            return;
+        };
+        if ctx.now() >= until {
+            self.drained.get_or_insert(false);
+            return;
+        }
+        let idle = self.members.iter().all(|m| m.session.is_idle()) && self.asking.is_empty();
+        if idle && !self.drain_flush {
+            self.drain_flush = true;
+            // Whatever comes from here on is not served any more.
+            for member in &mut self.members {
+                member.session.settle(&mut member.slots, Status::DRAINING);
+            }
+            self.own_flush(ctx, disk, backend::DRAIN);
+        }
+    }
+
+    fn drain_flushed(&mut self, stable: &mut Stable, good: bool) {
+        self.drained = Some(good);
+        stable.clean = good && !self.sync.is_latched();
+    }
+}
+
+fn geometry(ctx: &Ctx, disk: &Disk) -> Geometry {
+    let flags = [
+        GeometryFlags::DISCARD,
+        GeometryFlags::WRITE_ZEROES,
+        GeometryFlags::FAST_ZEROES,
+        GeometryFlags::FUA,
+        GeometryFlags::BLOCK_STATUS,
+    ];
+    Geometry {
+        size: disk.size(),
+        logical_block: ctx.scenario.block,
+        physical_block: ctx.scenario.block,
+        flags: flags.into_iter().fold(GeometryFlags::NONE, GeometryFlags::union),
+        discard_granularity: ctx.scenario.block,
+        atomic_limit: 0,
+        rollback_limit: 0,
+    }
+}
+
+fn digest_choice(ctx: &Ctx, asked: &Digests) -> DigestChoice {
+    DigestChoice {
+        algorithm: ctx.scenario.algorithm,
+        granule: asked.granule,
+    }
+}
+
+fn new_receiver() -> Receiver<Vec<u8>> {
+    Receiver::new(vec![0; AREA], Role::Client)
+}
