@@ -77,7 +77,8 @@ fn run_one(name: &str, plan: &Plan) -> Result<Outcome> {
     Ok(outcome.unwrap_or_else(|| {
         let mut report = crate::report::Report::new(name, plan.short, plan.seed);
         let said = text.trim();
-        let error = anyhow::anyhow!("the campaign's process ended without a result ({ended:?}) {said}");
+        let error =
+            anyhow::anyhow!("the campaign's process ended without a result ({ended:?}) {said}");
         report.note(name, Err(error), std::time::Duration::ZERO);
         report.finish()
     }))

@@ -214,7 +214,11 @@ mod tests {
 
     #[test]
     fn codes_and_output_are_told() {
-        let output = run(&mut cmd("sh", ["-c", "echo out; echo err >&2; exit 3"]), BOUND).unwrap();
+        let output = run(
+            &mut cmd("sh", ["-c", "echo out; echo err >&2; exit 3"]),
+            BOUND,
+        )
+        .unwrap();
         assert_eq!((output.code, output.signal), (Some(3), None));
         assert_eq!((output.stdout.trim(), output.stderr.trim()), ("out", "err"));
         assert!(output.expect_code(0).is_err());

@@ -107,7 +107,10 @@ impl<T: Send + 'static> Pending<T> {
     pub fn still_pending_after(&self, time: Duration) -> Result<()> {
         while let Some(left) = time.checked_sub(self.start.elapsed()) {
             interrupt::check()?;
-            match self.outcome.recv_timeout(left.min(Duration::from_millis(100))) {
+            match self
+                .outcome
+                .recv_timeout(left.min(Duration::from_millis(100)))
+            {
                 Err(RecvTimeoutError::Timeout) => {}
                 _ => bail!("it ended after {:.1} s", self.start.elapsed().as_secs_f64()),
             }
@@ -127,7 +130,10 @@ impl<T: Send + 'static> Pending<T> {
                 Ok(outcome) => return Ok(outcome),
                 Err(RecvTimeoutError::Disconnected) => bail!("its thread panicked"),
                 Err(RecvTimeoutError::Timeout) if Instant::now() > until => {
-                    bail!("still pending after {:.1} s", self.start.elapsed().as_secs_f64())
+                    bail!(
+                        "still pending after {:.1} s",
+                        self.start.elapsed().as_secs_f64()
+                    )
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }

@@ -38,8 +38,6 @@ struct Link {
 struct Shared {
     upstream: SocketAddr,
     links: Mutex<Vec<Arc<Link>>>,
-    /// Connections are taken and reset at once.
-    refusing: AtomicBool,
     stopping: AtomicBool,
     bytes: AtomicU64,
     accepted: AtomicU64,
@@ -58,21 +56,23 @@ impl Proxy {
     /// # Errors
     /// No port, no thread.
     pub fn start(upstream: SocketAddr) -> Result<Proxy> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no port for the proxy")?;
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no port for the proxy")?;
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
         let shared = Arc::new(Shared {
             upstream,
             links: Mutex::default(),
-            refusing: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             bytes: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
         });
-        let thread = std::thread::Builder::new().name("proxy".to_owned()).spawn({
-            let shared = shared.clone();
-            move || accept(&listener, &shared)
-        })?;
+        let thread = std::thread::Builder::new()
+            .name("proxy".to_owned())
+            .spawn({
+                let shared = shared.clone();
+                move || accept(&listener, &shared)
+            })?;
         Ok(Proxy {
             addr,
             shared,
@@ -95,15 +95,12 @@ impl Proxy {
         self.shared.accepted.load(Ordering::Relaxed)
     }
 
-    /// Links that are up.
-    pub fn live(&self) -> usize {
-        let links = self.links();
-        let up = |link: &&Arc<Link>| link.state.load(Ordering::Relaxed) <= STALLED;
-        links.iter().filter(up).count()
-    }
-
     fn links(&self) -> Vec<Arc<Link>> {
-        let mut links = self.shared.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut links = self
+            .shared
+            .links
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         links.retain(|link| link.state.load(Ordering::Relaxed) != CLOSED);
         links.clone()
     }
@@ -120,9 +117,23 @@ impl Proxy {
         }
     }
 
+    /// Resets one of the links, whichever `which` comes to, when it has forwarded so many more bytes.
+    pub fn cut_one(&self, which: usize, bytes: u64) {
+        let links = self.links();
+        if !links.is_empty() {
+            links[which % links.len()]
+                .cut_in
+                .store(bytes as i64, Ordering::Relaxed);
+        }
+    }
+
     /// Nothing is forwarded, or again.
     pub fn stall(&self, stalled: bool) {
-        let (from, to) = if stalled { (FORWARDING, STALLED) } else { (STALLED, FORWARDING) };
+        let (from, to) = if stalled {
+            (FORWARDING, STALLED)
+        } else {
+            (STALLED, FORWARDING)
+        };
         for link in self.links() {
             let _ = link
                 .state
@@ -151,11 +162,6 @@ impl Proxy {
         for link in self.links() {
             let _ = link.server.shutdown(Shutdown::Write);
         }
-    }
-
-    /// Whether new connections are reset at once.
-    pub fn refuse(&self, refusing: bool) {
-        self.shared.refusing.store(refusing, Ordering::Relaxed);
     }
 }
 
@@ -193,10 +199,6 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             }
         };
         shared.accepted.fetch_add(1, Ordering::Relaxed);
-        if shared.refusing.load(Ordering::Relaxed) {
-            disconnect(&client);
-            continue;
-        }
         match TcpStream::connect_timeout(&shared.upstream, Duration::from_secs(1)) {
             Ok(server) => forward(client, server, shared),
             Err(_) => disconnect(&client),
@@ -256,6 +258,8 @@ fn pump(link: &Link, up: bool, shared: &Shared) {
             }
             Ok(len) => len,
             Err(error) if is_timeout(&error) => continue,
+            // One side was just taken away on purpose: the state says so now.
+            Err(_) if !swallow && link.state.load(Ordering::Relaxed) != FORWARDING => continue,
             Err(_) => return link.close(),
         };
         if swallow {
@@ -320,9 +324,15 @@ mod tests {
         let client = TcpStream::connect(proxy.addr).unwrap();
         let (server, _) = upstream.accept().unwrap();
         for stream in [&client, &server] {
-            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream
+                .set_read_timeout(Some(Duration::from_secs(20)))
+                .unwrap();
         }
-        let mut pair = Pair { proxy, client, server };
+        let mut pair = Pair {
+            proxy,
+            client,
+            server,
+        };
         pair.client.write_all(b"hello").unwrap();
         let mut got = [0; 5];
         pair.server.read_exact(&mut got).unwrap();
@@ -340,7 +350,7 @@ mod tests {
         pair.proxy.reset();
         assert!(is_reset(&mut pair.client));
         assert!(is_reset(&mut pair.server));
-        assert_eq!(pair.proxy.live(), 0);
+        assert!(pair.proxy.links().is_empty());
     }
 
     #[test]
@@ -361,7 +371,9 @@ mod tests {
         pair.proxy.lose_clients();
         assert!(is_reset(&mut pair.client));
         pair.server.write_all(b"to nobody").unwrap();
-        pair.server.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        pair.server
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .unwrap();
         let error = pair.server.read(&mut [0]).unwrap_err();
         assert!(is_timeout(&error), "{error}");
     }

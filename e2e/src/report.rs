@@ -38,7 +38,11 @@ pub struct Outcome {
 impl Outcome {
     /// The line that says it.
     pub fn line(&self) -> String {
-        let counts: Vec<String> = self.counts.iter().map(|(k, n)| format!("{k}={n}")).collect();
+        let counts: Vec<String> = self
+            .counts
+            .iter()
+            .map(|(k, n)| format!("{k}={n}"))
+            .collect();
         let counts = match counts.is_empty() {
             true => String::new(),
             false => format!(", {}", counts.join(" ")),
@@ -139,7 +143,9 @@ impl Report {
     /// The result. Nothing passed is no pass.
     pub fn finish(mut self) -> Outcome {
         if interrupt::asked() {
-            self.outcome.failed.push("interrupted by a signal".to_owned());
+            self.outcome
+                .failed
+                .push("interrupted by a signal".to_owned());
         }
         self.outcome.pass = self.outcome.failed.is_empty() && self.outcome.passed > 0;
         self.outcome.seconds = (self.start.elapsed().as_secs_f64() * 10.0).round() / 10.0;
@@ -166,7 +172,9 @@ mod tests {
         let outcome = report.finish();
         assert!(!outcome.pass);
         assert_eq!(outcome.failed, ["bad: because"]);
-        assert!(outcome.line().starts_with("FAIL x (short): 1 cases passed, 1 failed"));
+        assert!(outcome
+            .line()
+            .starts_with("FAIL x (short): 1 cases passed, 1 failed"));
     }
 
     impl Report {

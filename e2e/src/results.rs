@@ -45,7 +45,10 @@ impl Results {
             }
         }
         kept.commit = commit;
-        kept.kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+        kept.kernel = rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned();
         Ok(Results {
             path: path.map(Path::to_owned),
             kept,
@@ -55,7 +58,11 @@ impl Results {
     /// Whether a campaign has passed in this form.
     pub fn has_passed(&self, name: &str, form: &str) -> bool {
         let of_name = |o: &&Outcome| o.campaign == name && o.form == form;
-        self.kept.campaigns.iter().find(of_name).is_some_and(|o| o.pass)
+        self.kept
+            .campaigns
+            .iter()
+            .find(of_name)
+            .is_some_and(|o| o.pass)
     }
 
     /// Adds a result, in place of an older one, and writes the file.
@@ -63,7 +70,9 @@ impl Results {
     /// # Errors
     /// The file can't be written.
     pub fn add(&mut self, outcome: Outcome) -> Result<()> {
-        self.kept.campaigns.retain(|o| o.campaign != outcome.campaign);
+        self.kept
+            .campaigns
+            .retain(|o| o.campaign != outcome.campaign);
         self.kept.campaigns.push(outcome);
         self.kept.date = now();
         let Some(path) = &self.path else {
@@ -71,7 +80,8 @@ impl Results {
         };
         let text = self.to_json()?;
         let new = path.with_extension("new");
-        std::fs::write(&new, text + "\n").with_context(|| format!("can't write {}", new.display()))?;
+        std::fs::write(&new, text + "\n")
+            .with_context(|| format!("can't write {}", new.display()))?;
         std::fs::rename(&new, path)?;
         Ok(())
     }
@@ -112,7 +122,10 @@ fn commit() -> String {
         return "unknown-dirty".to_owned();
     };
     // The result files themselves may differ.
-    let changed = said("git", &["status", "--porcelain", "--", ".", ":!e2e/results"]);
+    let changed = said(
+        "git",
+        &["status", "--porcelain", "--", ".", ":!e2e/results"],
+    );
     match changed.as_deref() {
         Some("") => head,
         _ => format!("{head}-dirty"),

@@ -82,6 +82,10 @@ struct Link {
     ended: bool,
     /// Reconnect at once: the server said that it stops.
     drained: bool,
+    /// The stream breaks when its first frame is on its way.
+    doomed: bool,
+    /// The first frame has been queued.
+    greeted: bool,
 }
 
 impl Link {
@@ -97,6 +101,8 @@ impl Link {
             deadline: u64::MAX,
             ended: false,
             drained: false,
+            doomed: false,
+            greeted: false,
         }
     }
 }
@@ -142,6 +148,8 @@ pub struct Agent {
     script: VecDeque<Wish>,
     /// Requests that the user still wants.
     pub left: u32,
+    /// Requests that failed at their deadline since the user began to follow a script.
+    pub disappointed: u32,
     submit_scheduled: bool,
     /// ABORTs on the wire: slot, id, request.
     aborted: Vec<(u16, u64, RequestId)>,
@@ -192,6 +200,7 @@ impl Agent {
             replaying: false,
             script: VecDeque::new(),
             left: birth.requests,
+            disappointed: 0,
             submit_scheduled: false,
             aborted: Vec::new(),
             last_out: vec![(0, None); slots],
@@ -318,10 +327,7 @@ impl Agent {
                 ctx.net.close(&mut ctx.queue, stream, Side::Client);
             }
         }
-        if self.replaying && self.retained.is_enabled() && ctx.model.holder() == Some(self.birth.life) {
-            // Half a replay may have put older writes over newer ones.
-            ctx.model.lose();
-        }
+        self.gone(ctx);
         let when = ctx.model.tick();
         for id in ctx.book.client_gone(self.birth.life, when) {
             let asked = ctx.book.get(id);
@@ -332,13 +338,25 @@ impl Agent {
                 ctx.model.fail_read(id);
             }
         }
-        ctx.model.client_gone(self.birth.life);
         let stats = self.session.stats();
         ctx.stats.reconnects += stats.reconnects;
         ctx.stats.sessions_lost += stats.fresh_sessions;
         ctx.stats.replays += stats.replayed;
         ctx.stats.resends += stats.resent;
         ctx.stats.bad_digests += stats.bad_digests;
+    }
+
+    /// Nothing is written by this client any more.
+    fn gone(&mut self, ctx: &mut Ctx) {
+        let life = self.birth.life;
+        if std::mem::take(&mut self.replaying) {
+            ctx.quiet_replay = false;
+            if self.retained.is_enabled() && ctx.model.holder() == Some(life) {
+                // Half a replay may have put older writes over newer ones.
+                ctx.model.lose();
+            }
+        }
+        ctx.model.client_gone(life);
     }
 
     /// Asks for the end of the session; nothing is outstanding.
@@ -378,7 +396,7 @@ impl Agent {
                         self.retained.is_enabled(),
                     );
                     ctx.check(legal);
-                    ctx.model.client_gone(self.birth.life);
+                    self.gone(ctx);
                 }
                 Event::Closed(status) => {
                     trace!(ctx, "client {} is closed: {status:?}", self.birth.number);
@@ -446,7 +464,9 @@ impl Agent {
         for first in 0..self.kept.len() {
             let (head, tail) = self.kept.split_at_mut(first + 1);
             let this = &mut head[first];
-            let same = |other: &&mut Kept| other.live && other.range == this.range;
+            let same = |other: &&mut Kept| {
+                other.live && other.range == this.range && other.bytes.len() == this.bytes.len()
+            };
             if let (true, Some(other)) = (this.live, tail.iter_mut().find(same)) {
                 std::mem::swap(&mut this.bytes, &mut other.bytes);
             }
@@ -472,6 +492,8 @@ impl Agent {
         link.taking = None;
         link.ended = false;
         link.drained = false;
+        link.doomed = ctx.rng.one_in(40);
+        link.greeted = false;
     }
 
     /// The server has accepted the stream.

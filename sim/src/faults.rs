@@ -106,6 +106,7 @@ impl Faults {
             }
             FaultKind::FailSync => {
                 world.disk.failing_syncs += self.rng.pick(&[1, 1, 1, 2, 3]);
+                self.delay_some(world);
                 true
             }
             FaultKind::FailIo => {
@@ -124,7 +125,10 @@ impl Faults {
             FaultKind::Takeover => self.take_over(world),
             FaultKind::ClientKill => self.kill_client(world),
             FaultKind::Detach => self.detach(world),
-            FaultKind::SecondWriter => self.start(world, 1),
+            FaultKind::SecondWriter => {
+                self.delay_some(world);
+                self.start(world, 1)
+            }
             FaultKind::Reader => self.start(world, 2) || self.start(world, 3),
             FaultKind::Grow => self.grow(world),
             FaultKind::Credit => self.credit(world),
@@ -169,6 +173,18 @@ impl Faults {
             }
         }
         true
+    }
+
+    /// What some clients have sent comes late: perhaps after the end of the session that it was for.
+    fn delay_some(&mut self, world: &mut World) {
+        let whole: Vec<u32> = world.ctx.net.whole_streams().collect();
+        for stream in whole {
+            if self.rng.one_in(3) {
+                let time = self.rng.spread(MILLI, SECOND);
+                let from = crate::network::Side::Client;
+                world.ctx.net.delay(&mut world.ctx.queue, stream, from, time);
+            }
+        }
     }
 
     fn server(&mut self, world: &mut World, kind: FaultKind) -> bool {

@@ -29,6 +29,9 @@ struct Arguments {
     /// Go on where this file says, and keep the next seed and the totals in it.
     #[arg(long)]
     resume: Option<PathBuf>,
+    /// Do not stop at the first violation: print a line for each.
+    #[arg(long, conflicts_with = "resume")]
+    keep_going: bool,
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
@@ -53,6 +56,7 @@ fn main() -> anyhow::Result<ExitCode> {
         threads,
         plant: arguments.plant,
         resume: arguments.resume,
+        keep_going: arguments.keep_going,
         json: arguments.json,
     };
     Ok(code(runner::many(&many)?))

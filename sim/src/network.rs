@@ -13,6 +13,9 @@ use std::collections::VecDeque;
 use crate::queue::{Event, Queue, MICRO};
 use crate::rng::Rng;
 
+/// Fewer bytes than that are taken at a time only where there is no more room: each write is an event, which costs time.
+const SMALLEST_WRITE: u64 = 512;
+
 /// Names a stream; never reused in a scenario.
 pub type StreamId = u32;
 
@@ -186,7 +189,7 @@ impl Network {
         let used = (pipe.written - pipe.taken) as usize + pipe.swallowed;
         let mut len = bytes.len().min(capacity.saturating_sub(used));
         if pieces > 0 && len > 0 {
-            len = len.min(self.rng.between(1, pieces) as usize);
+            len = len.min(self.rng.between(SMALLEST_WRITE, SMALLEST_WRITE.max(pieces)) as usize);
         }
         if len < bytes.len() {
             pipe.blocked = true;

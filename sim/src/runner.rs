@@ -51,6 +51,8 @@ pub struct Many {
     pub plant: Option<Plant>,
     /// Where the next seed and the totals are kept.
     pub resume: Option<PathBuf>,
+    /// Violations are printed and do not end the run.
+    pub keep_going: bool,
     /// The summary is wanted as JSON.
     pub json: bool,
 }
@@ -105,12 +107,12 @@ pub fn many(many: &Many) -> anyhow::Result<bool> {
     let end = first + many.count;
     let mut found = None;
     // In rounds, so that what is kept never has a gap.
-    while kept.next < end && found.is_none() {
+    while kept.next < end && (found.is_none() || many.keep_going) {
         let round = (end - kept.next).min(BATCH * 64 * many.threads as u64);
         let (stats, violation) = round_of(kept.next, round, many, &bar);
         kept.totals.add(&stats);
-        found = violation;
-        if found.is_none() {
+        found = found.or(violation);
+        if found.is_none() || many.keep_going {
             kept.next += round;
             if let Some(path) = &many.resume {
                 save(path, &kept)?;
@@ -142,6 +144,13 @@ pub fn round_of(start: u64, count: u64, many: &Many, bar: &ProgressBar) -> (Stat
                         }
                         let outcome = world::run(seed, many.plant, Trace::silent());
                         stats.add(&outcome.stats);
+                        if let (Some(violation), true) = (&outcome.violation, many.keep_going) {
+                            bar.suspend(|| println!("seed {seed}: VIOLATION {violation}"));
+                            let mut shared = shared.lock().unwrap_or_else(|e| e.into_inner());
+                            let violation = violation.clone();
+                            shared.1.get_or_insert(Found { seed, violation });
+                            continue;
+                        }
                         if let Some(violation) = outcome.violation {
                             stop.fetch_min(seed, Ordering::Relaxed);
                             let mut shared = shared.lock().unwrap_or_else(|e| e.into_inner());

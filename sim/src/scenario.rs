@@ -190,9 +190,9 @@ impl Scenario {
     pub fn new(seed: u64) -> Scenario {
         let rng = &mut Rng::new(seed).fork(1);
         let block = rng.pick(&[512, 512, 512, 512, 1024, 4096]);
-        let blocks = rng.between(32, 128);
-        let max_blocks = rng.pick(&[1u64, 2, 4, 4, 8, 16]);
-        let max_len = (max_blocks * u64::from(block)).min(16384);
+        let blocks = rng.between(24, 96) * 512 / u64::from(block);
+        let max_blocks = rng.pick(&[1u64, 1, 2, 2, 3, 4, 8]);
+        let max_len = (max_blocks * u64::from(block)).min(8192);
         let retention_off = rng.one_in(5);
         let small = rng.one_in(3);
         let retain = match (retention_off, small) {
@@ -200,18 +200,16 @@ impl Scenario {
             (_, true) => (rng.between(max_len, 4 * max_len), rng.between(1, 12) as usize),
             _ => (1 << 20, 256),
         };
-        let algorithm = rng.pick(&[
-            Algorithm::Crc32c,
-            Algorithm::Crc32c,
-            Algorithm::Crc32c,
-            Algorithm::Crc32c,
-            Algorithm::Crc64Nvme,
-            Algorithm::None,
-        ]);
+        let algorithm = match rng.below(40) {
+            0 => Algorithm::Blake3,
+            1 => Algorithm::Crc64Nvme,
+            2..28 => Algorithm::Crc32c,
+            _ => Algorithm::None,
+        };
         let slots = rng.pick(&[10u16, 11, 13, 17, 25, 41]);
         let keepalive = rng.spread(200 * MILLI, 3 * SECOND);
         let low = rng.spread(5 * MICRO, 2 * MILLI);
-        let requests = MIN_REQUESTS + rng.below(100) as u32;
+        let requests = MIN_REQUESTS + rng.below(40) as u32;
         Scenario {
             seed,
             size: blocks * u64::from(block),
@@ -245,7 +243,11 @@ impl Scenario {
             weather: Weather {
                 latency: (low, low * rng.between(1, 20)),
                 capacity: rng.pick(&[1500, 4096, 65536, 65536]),
-                pieces: if rng.one_in(5) { rng.spread(1, 4096) } else { 0 },
+                pieces: match rng.below(100) {
+                    0 => rng.between(1, 16),
+                    1..20 => rng.spread(64, 4096),
+                    _ => 0,
+                },
             },
             disk: DiskShape {
                 latency: (2 * MICRO, rng.spread(10 * MICRO, 10 * MILLI)),

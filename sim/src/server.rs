@@ -45,6 +45,8 @@ pub struct Stable {
     clean: bool,
     /// A new process can tell that nothing was lost since the last one.
     continuity: bool,
+    /// In this incarnation the holder has not replayed what an earlier one may have lost.
+    replay_owed: bool,
 }
 
 impl Stable {
@@ -55,6 +57,7 @@ impl Stable {
             incarnation: [0; 16],
             clean: false,
             continuity: false,
+            replay_owed: false,
         }
     }
 
@@ -218,10 +221,11 @@ impl Server {
         if ctx.planted(Plant::LeaseNotPersisted) {
             stable.record = Record::NONE;
         }
+        stable.replay_owed |= !goes_on;
         let config = ExportConfig {
             id: EXPORT_ID,
             incarnation: stable.incarnation,
-            fresh: !goes_on,
+            fresh: stable.replay_owed,
             record: stable.record,
             read_only: false,
             lease_time: ctx.scenario.lease_time,
@@ -453,6 +457,7 @@ impl Server {
                     self.answer_syncs(ctx, stable);
                 }
                 Action::Ungate => {
+                    stable.replay_owed = false;
                     for member in &mut self.members {
                         member.session.set_gate(&mut member.slots, false);
                     }

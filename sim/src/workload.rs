@@ -55,7 +55,8 @@ pub fn wish(scenario: &Scenario, rng: &mut Rng, size: u64, writable: bool) -> Wi
     }
     let beyond = kind != Kind::FLUSH && rng.one_in(300);
     if beyond {
-        offset = size;
+        // Farther than it ever grows.
+        offset = 1 << 40;
     }
     Wish {
         request: Request {

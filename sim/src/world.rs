@@ -34,6 +34,8 @@ pub const PLACES: usize = 4;
 const STILL: u64 = 300 * SECOND;
 /// How often it is looked.
 const WATCH: u64 = 20 * SECOND;
+/// How often the last sweep is tried where deadlines pass.
+const MAX_SWEEPS: u32 = 30;
 /// More events than any scenario needs: something turns in a circle.
 const MAX_EVENTS: u64 = 1_000_000;
 
@@ -74,6 +76,7 @@ pub struct World {
     closing: [bool; PLACES],
     /// The last sweep is on.
     last_sweep: bool,
+    sweeps: u32,
     done: bool,
     progress: (u64, u64),
 }
@@ -123,6 +126,7 @@ impl World {
             detaching: false,
             closing: [false; PLACES],
             last_sweep: false,
+            sweeps: 0,
             done: false,
             progress: (0, 0),
         }
@@ -401,18 +405,28 @@ impl World {
         }
         if client == 0 && !self.detaching && !self.last_sweep {
             if !self.faults.all_happened() {
-                // Something is still to come: go on asking.
-                agent.left += 5;
-                agent.step(&mut self.ctx);
-                return agent.submit_some(&mut self.ctx);
+                // Something is still to come: go on asking, now and then.
+                return agent.ask_more(&mut self.ctx, 5);
             }
             self.last_sweep = true;
-            trace!(self.ctx, "the last sweep");
-            let script = last_script(&self.ctx.scenario, agent.size().unwrap_or(0));
-            return agent.follow(&mut self.ctx, script);
+            return self.sweep();
+        }
+        if client == 0 && self.last_sweep && agent.disappointed > 0 && self.sweeps < MAX_SWEEPS {
+            // Deadlines have passed: that is no look at the disk.
+            return self.sweep();
         }
         self.closing[place] = true;
         agent.close(&mut self.ctx);
+    }
+
+    fn sweep(&mut self) {
+        let Some(agent) = &mut self.clients[0] else {
+            return;
+        };
+        self.sweeps += 1;
+        trace!(self.ctx, "the last sweep");
+        let script = last_script(&self.ctx.scenario, agent.size().unwrap_or(0));
+        agent.follow(&mut self.ctx, script);
     }
 
     /// The client's session has ended in order. Whether that was the end of the scenario.

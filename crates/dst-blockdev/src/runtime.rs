@@ -51,6 +51,9 @@ pub fn is_root() -> bool {
 /// The directory that holds the run-time directories of this user's devices.
 #[must_use]
 pub fn runtime_root() -> PathBuf {
+    if let Some(dir) = std::env::var_os("DST_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
+        return dir.into();
+    }
     if is_root() {
         return PathBuf::from("/run/dst");
     }

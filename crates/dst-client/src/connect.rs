@@ -1,11 +1,12 @@
 //! Connections come and go: when to connect, what becomes of a stream that breaks.
 //!
-//! Attempts are spaced by jittered exponential backoff, which starts anew only when a request has completed: a server that
-//! accepts and then breaks is not hammered. A server that said it drains is tried again at once.
+//! Attempts are spaced by jittered exponential backoff, for each connection by itself, which starts anew only when a request has
+//! been answered over it: a server that accepts and then breaks is not hammered. A server that said it drains is tried
+//! again at once. While no connection lives only the first is tried; the others follow it.
 
 use dst_engine::client::MAX_CONNECTIONS;
 use dst_engine::rx::Receiver;
-use dst_net::Link;
+use dst_net::{Backoff, Link};
 use dst_proto::Role;
 
 use crate::conn::Conn;
@@ -15,15 +16,23 @@ use crate::identity::random;
 /// Longest head of a frame behind its header: options and digests.
 const AREA: usize = dst_proto::MAX_OPTIONS as usize + dst_proto::MAX_DIGEST_AREA as usize;
 
+/// Attempts to connect one index.
+#[derive(Default)]
+pub(crate) struct Attempts {
+    pub backoff: Backoff,
+    /// No attempt before this time, nanoseconds.
+    pub not_before: u64,
+    /// The connector has one.
+    under_way: bool,
+}
+
 impl Driver {
     /// Starts the connection attempts that are due.
     pub(crate) fn start_connecting(&mut self) {
-        if self.now() < self.not_before {
-            return;
-        }
+        let now = self.now();
         for index in 0..MAX_CONNECTIONS {
-            if self.wants_attempt(index) {
-                self.connecting[index] = true;
+            if self.attempts[index].not_before <= now && self.wants_attempt(index) {
+                self.attempts[index].under_way = true;
                 self.connector.request(index as u64);
             }
         }
@@ -31,14 +40,14 @@ impl Driver {
 
     /// When the next attempt is due; `None` if none is wanted.
     pub(crate) fn next_connect(&self) -> Option<u64> {
-        (0..MAX_CONNECTIONS)
-            .any(|index| self.wants_attempt(index))
-            .then_some(self.not_before)
+        let wanted = (0..MAX_CONNECTIONS).filter(|index| self.wants_attempt(*index));
+        wanted.map(|index| self.attempts[index].not_before).min()
     }
 
     fn wants_attempt(&self, index: usize) -> bool {
         self.conns[index].is_none()
-            && !self.connecting[index]
+            && !self.attempts[index].under_way
+            && (index == 0 || self.engine.session.live_connections() > 0)
             && self.engine.session.wants_connection(index as u16)
     }
 
@@ -47,19 +56,19 @@ impl Driver {
         self.waker.clear();
         while let Some((token, outcome)) = self.connector.poll() {
             let index = token as u16;
-            self.connecting[usize::from(index)] = false;
+            self.attempts[usize::from(index)].under_way = false;
             match outcome {
                 Ok(stream) => {
                     if !stream.is_trusted() && !self.options.insecure {
                         let peer = stream.peer();
                         let why =
                             format!("{peer} is another machine, and --insecure was not given");
-                        self.retry_later(Some(why));
+                        self.retry_later(index, Some(why));
                     } else if self.engine.session.wants_connection(index) {
                         self.adopt(index, Link::new(stream));
                     }
                 }
-                Err(error) => self.retry_later(Some(error.to_string())),
+                Err(error) => self.retry_later(index, Some(error.to_string())),
             }
         }
     }
@@ -72,7 +81,7 @@ impl Driver {
             Ok(conn) => self.conns[usize::from(index)] = Some(conn),
             Err(error) => {
                 self.lost(index);
-                self.retry_later(Some(error.to_string()));
+                self.retry_later(index, Some(error.to_string()));
             }
         }
     }
@@ -83,7 +92,7 @@ impl Driver {
             conn.forget(&self.poller);
         }
         self.lost(index);
-        self.retry_later(why);
+        self.retry_later(index, why);
     }
 
     fn lost(&mut self, index: u16) {
@@ -93,11 +102,13 @@ impl Driver {
             .handle_lost(&mut engine.slots, &mut engine.retained, index);
     }
 
-    /// The next attempt waits.
-    pub(crate) fn retry_later(&mut self, why: Option<String>) {
-        let wait = self.backoff.next(u64::from_le_bytes(random()));
+    /// The next attempt at connection `index` waits.
+    fn retry_later(&mut self, index: u16, why: Option<String>) {
+        let now = self.now();
+        let attempts = &mut self.attempts[usize::from(index)];
+        let wait = attempts.backoff.next(u64::from_le_bytes(random()));
         let wait = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
-        self.not_before = self.now().saturating_add(wait);
+        attempts.not_before = now.saturating_add(wait);
         if why.is_some() {
             self.message = why;
         }

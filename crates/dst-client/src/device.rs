@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use dst_buf::{Buf, Pool};
 use dst_net::{Endpoint, Interest, Waker};
@@ -48,6 +49,7 @@ impl Device {
 
     /// Attaches an export.
     pub fn connect_with(options: Options) -> Result<Self, OpenError> {
+        let deadline = options.deadline;
         let driver = Driver::open(options)?;
         let geometry = driver.geometry();
         let pool = driver.pool().clone();
@@ -59,7 +61,7 @@ impl Device {
         let theirs = waker.clone();
         let thread = std::thread::Builder::new()
             .name("dst-device".to_owned())
-            .spawn(move || Worker::new(driver, inbox, theirs).run())?;
+            .spawn(move || Worker::new(driver, inbox, theirs, deadline).run())?;
         Ok(Self {
             orders,
             waker,
@@ -152,11 +154,7 @@ impl Device {
     pub fn submit(&self, request: Request, completions: &Sender<Completion>) {
         let order = Order::Submit(request.op, request.tag, completions.clone());
         if self.order(order).is_err() {
-            // Whoever listens may be gone too: then nobody is left to be told.
-            let _ = completions.send(Completion {
-                tag: request.tag,
-                result: Err(IoError::Stopped),
-            });
+            refuse(request.tag, completions);
         }
     }
 
@@ -201,6 +199,14 @@ impl Drop for Device {
     }
 }
 
+fn refuse(tag: u64, completions: &Sender<Completion>) {
+    // Whoever listens may be gone too: then nobody is left to be told.
+    let _ = completions.send(Completion {
+        tag,
+        result: Err(IoError::Stopped),
+    });
+}
+
 fn stopped() -> io::Error {
     io::Error::new(io::ErrorKind::NotConnected, "the device has stopped")
 }
@@ -214,10 +220,17 @@ struct Worker {
     next_tag: u64,
     /// Where the outcome of closing goes, and the tag of the flush before it.
     closing: Option<(SyncSender<io::Result<()>>, u64)>,
+    deadline: Option<Duration>,
+    close_until: Option<Instant>,
 }
 
 impl Worker {
-    fn new(driver: Driver, inbox: Receiver<Order>, waker: Waker) -> Self {
+    fn new(
+        driver: Driver,
+        inbox: Receiver<Order>,
+        waker: Waker,
+        deadline: Option<Duration>,
+    ) -> Self {
         Self {
             driver,
             inbox,
@@ -225,13 +238,28 @@ impl Worker {
             waiting: HashMap::new(),
             next_tag: 0,
             closing: None,
+            deadline,
+            close_until: None,
         }
     }
 
+    /// Serves until told to stop; whoever still waits then is told so.
     fn run(mut self) {
+        self.serve();
+        for (_, (tag, answer)) in self.waiting.drain() {
+            refuse(tag, &answer);
+        }
+        while let Ok(order) = self.inbox.try_recv() {
+            if let Order::Submit(_, tag, answer) = order {
+                refuse(tag, &answer);
+            }
+        }
+    }
+
+    fn serve(&mut self) {
         let (mut done, mut ready) = (Vec::new(), Vec::new());
         loop {
-            let turn = match self.driver.turn(None, &mut done, &mut ready) {
+            let turn = match self.driver.turn(self.patience(), &mut done, &mut ready) {
                 Ok(turn) => turn,
                 // The event loop itself is broken: whoever waits hears that the device has stopped.
                 Err(_) => return,
@@ -241,6 +269,12 @@ impl Worker {
             }
             if turn.closed {
                 return self.finish(Ok(()));
+            }
+            if let Some(reason) = turn.failed.filter(|_| self.closing.is_some()) {
+                return self.finish(Err(io::Error::other(reason)));
+            }
+            if self.patience() == Some(Duration::ZERO) {
+                return self.finish(Err(io::ErrorKind::TimedOut.into()));
             }
             ready.clear();
             self.waker.clear();
@@ -261,6 +295,7 @@ impl Worker {
                     Order::Close(answer) => {
                         self.next_tag += 1;
                         self.closing = Some((answer, self.next_tag));
+                        self.close_until = self.deadline.map(|limit| Instant::now() + limit);
                         self.driver.submit(Request {
                             tag: self.next_tag,
                             op: Op::Flush,
@@ -286,6 +321,12 @@ impl Worker {
                 Err(error) => self.finish(Err(io::Error::other(error))),
             }
         }
+    }
+
+    /// How long to sleep: closing has the deadline of a request.
+    fn patience(&self) -> Option<Duration> {
+        let until = self.close_until.filter(|_| self.closing.is_some())?;
+        Some(until.saturating_duration_since(Instant::now()))
     }
 
     fn finish(&mut self, outcome: io::Result<()>) {

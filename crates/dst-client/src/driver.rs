@@ -16,10 +16,11 @@ use dst_engine::client::{
     user_slots, Config, Entry, FailReason, Phase, Request as Transaction, Retained, Session, Slot,
     MAX_CONNECTIONS, REPLAY_SLOTS,
 };
-use dst_net::{Backoff, Connector, Event, Interest, Poller, Waker};
+use dst_net::{Connector, Event, Interest, Poller, Waker};
 use dst_proto::{Algorithm, GeometryFlags, Kind, Limits, OpFlags, HEADER_LEN, MAX_DIGEST_AREA};
 
 use crate::conn::Conn;
+use crate::connect::Attempts;
 use crate::error::fail_text;
 use crate::identity::{hex, holder};
 use crate::{
@@ -97,10 +98,7 @@ pub struct Driver {
     pub(crate) scratch: Box<[u8]>,
     pub(crate) marks: Vec<u64>,
     pub(crate) started: Instant,
-    pub(crate) backoff: Backoff,
-    /// No connecting before this time, nanoseconds.
-    pub(crate) not_before: u64,
-    pub(crate) connecting: [bool; MAX_CONNECTIONS],
+    pub(crate) attempts: [Attempts; MAX_CONNECTIONS],
     pub(crate) turn: Turn,
     pub(crate) opened: bool,
     /// Refused before the first session.
@@ -211,9 +209,7 @@ impl Driver {
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             marks: Vec::new(),
             started: Instant::now(),
-            backoff: Backoff::default(),
-            not_before: 0,
-            connecting: [false; MAX_CONNECTIONS],
+            attempts: std::array::from_fn(|_| Attempts::default()),
             turn: Turn::default(),
             opened: false,
             refused: None,

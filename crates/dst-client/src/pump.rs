@@ -84,13 +84,17 @@ impl Driver {
                 Event::Opened { .. } => {
                     self.opened = true;
                     self.message = None;
-                    self.not_before = 0;
+                    for attempts in &mut self.attempts {
+                        attempts.not_before = 0;
+                    }
                 }
                 Event::Changed => {
                     let geometry = self.engine.session.geometry();
                     self.turn.resized = geometry.map(|geometry| geometry.size);
                 }
-                Event::Draining { .. } => self.backoff.immediately(),
+                Event::Draining { index } => {
+                    self.attempts[usize::from(index)].backoff.immediately();
+                }
                 Event::Refused { .. } => {}
                 Event::Failed(reason) => {
                     self.failed = Some(reason);
@@ -108,7 +112,6 @@ impl Driver {
         self.free.push(slot);
         let counters = &mut self.counters;
         if result.is_ok() {
-            self.backoff.reset();
             match pending.kind {
                 Kind::READ => {
                     counters.reads += 1;

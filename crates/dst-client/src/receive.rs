@@ -160,6 +160,9 @@ impl Driver {
                 conn.receiver.options(),
             )
             .map_err(|fault| Stop::Broken(fault.text.into()))?;
+        if header.kind.has_slot() {
+            self.attempts[usize::from(index)].backoff.reset();
+        }
         if matches!(header.kind, Kind::OPEN | Kind::JOIN) {
             conn.receiver.forget_hello();
             let (algorithm, granule) = engine.session.digest();

@@ -4,7 +4,7 @@ use super::kind::Kind;
 
 /// Flags of a request. Unknown bits are kept as they came, for `allowed_for` to refuse.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct OpFlags(pub u16);
+pub struct OpFlags(pub u8);
 
 impl OpFlags {
     /// No flag.

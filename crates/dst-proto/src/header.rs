@@ -45,6 +45,8 @@ pub struct Header {
     pub slot: u16,
     /// Operation flags of a request, unknown bits included; in a reply none.
     pub op_flags: OpFlags,
+    /// How often this id was sent before in this session, modulo 256; in a reply 0.
+    pub attempt: u8,
     /// Bytes of options, padding included.
     pub options_len: u16,
     /// Bytes of payload.
@@ -116,6 +118,7 @@ impl Header {
             more: false,
             slot: NO_SLOT,
             op_flags: OpFlags::NONE,
+            attempt: 0,
             options_len: 0,
             payload_len: 0,
             id: 0,
@@ -203,7 +206,7 @@ impl Header {
             .put(&MAGIC)
             .put(&[self.kind.0, flags])
             .put(&self.slot.to_le_bytes())
-            .put(&self.op_flags.0.to_le_bytes())
+            .put(&[self.op_flags.0, self.attempt])
             .put(&self.options_len.to_le_bytes())
             .put(&self.payload_len.to_le_bytes())
             .put(&self.id.to_le_bytes())
@@ -243,7 +246,7 @@ impl Header {
     fn check(&self, flags: u8) -> Result<(), HeaderError> {
         let kind = self.kind;
         let flags_ok = flags & !(REPLY | MORE) == 0
-            && (!self.reply || kind.has_reply() && self.op_flags == OpFlags::NONE)
+            && (!self.reply || kind.has_reply() && self.op_flags == OpFlags::NONE && self.attempt == 0)
             && (!self.more || self.reply && kind.may_have_more());
         if !flags_ok {
             return Err(HeaderError::Flags);
@@ -282,7 +285,8 @@ fn fields(covered: &[u8; crc32c::HEADER_COVERED]) -> Option<([u8; 4], u8, Header
         reply: flags & REPLY != 0,
         more: flags & MORE != 0,
         slot: take.u16()?,
-        op_flags: OpFlags(take.u16()?),
+        op_flags: OpFlags(take.u8()?),
+        attempt: take.u8()?,
         options_len: take.u16()?,
         payload_len: take.u32()?,
         id: take.u64()?,

@@ -11,11 +11,11 @@ use proptest::prelude::*;
 fn headers() -> impl Strategy<Value = Header> {
     let ids = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>());
     let lens = (0..=2048u16, 0..=4u32 << 20, 0..=131_088u32 / 8);
-    let rest = (any::<u16>(), any::<u16>(), any::<u32>(), any::<u32>());
+    let rest = (any::<u16>(), any::<[u8; 2]>(), any::<u32>(), any::<u32>());
     (any::<u8>(), any::<bool>(), any::<bool>(), ids, lens, rest).prop_map(
         |(kind, reply, more, (id, acked, offset, length), (options, payload, digests), rest)| {
             let kind = Kind(kind);
-            let (slot, op_flags, area_crc, after) = rest;
+            let (slot, [op_flags, attempt], area_crc, after) = rest;
             let reply = reply && kind.has_reply();
             let has_payload = kind.may_have_payload(reply) && payload != 0;
             Header {
@@ -24,6 +24,7 @@ fn headers() -> impl Strategy<Value = Header> {
                 more: more && reply && kind.may_have_more(),
                 slot,
                 op_flags: OpFlags(if reply { 0 } else { op_flags }),
+                attempt: if reply { 0 } else { attempt },
                 options_len: 8 * options,
                 payload_len: if has_payload { payload } else { 0 },
                 id,
@@ -239,7 +240,7 @@ fn header_limits_are_kept() {
     );
     assert_eq!(with(|h| h.more = true), Some(HeaderError::Flags));
     assert_eq!(with(|h| h.kind = Kind(99)), None);
-    assert_eq!(with(|h| h.op_flags = OpFlags(0x8000)), None);
+    assert_eq!(with(|h| h.op_flags = OpFlags(0x80)), None);
     assert_eq!(
         with(|h| *h = Header {
             reply: true,

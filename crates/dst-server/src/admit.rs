@@ -49,7 +49,11 @@ impl Worker {
     pub(crate) fn arrive(&mut self, arrival: Arrival) {
         match arrival.header.kind {
             Kind::OPEN => self.handle_open(arrival),
-            _ => self.handle_join(arrival),
+            _ => {
+                self.handle_join(arrival);
+                // A session remembers one displaced stream for each index: take it before the next comes.
+                self.close_all();
+            }
         }
     }
 
@@ -82,6 +86,11 @@ impl Worker {
                 "this server is about to stop",
             );
         }
+        let limits = open.limits.min(&LIMITS);
+        if !self.is_enough(&limits) {
+            let text = "the limits leave no room for a session";
+            return turn_away(link, Kind::OPEN, Status::INVALID, text);
+        }
         let number = self.directory.assign(self.index);
         self.tell_signs_of_life();
         let now = self.now();
@@ -91,7 +100,7 @@ impl Worker {
             return self.refuse_open(link, refused);
         }
         let asking = Asking {
-            limits: open.limits.min(&LIMITS),
+            limits,
             digests: open.digests,
             writable: open.mode == Mode::SoleWriter,
             client: open.client.as_str().to_owned(),
@@ -102,6 +111,15 @@ impl Worker {
         if admission == Admission::Granted {
             self.grant(number);
         }
+    }
+
+    /// Whether a session can be had with these limits: a slot beside that for FLUSH, a connection, a block.
+    fn is_enough(&self, limits: &Limits) -> bool {
+        limits.slots >= 2
+            && limits.connections >= 1
+            && limits.window >= 1
+            && limits.max_payload >= self.backend.info().logical_block
+            && limits.credit_bytes >= limits.max_payload
     }
 
     /// The rules refused an OPEN.

@@ -46,6 +46,7 @@ impl Worker {
             Action::Renew => {
                 self.backend.new_incarnation();
                 let identity = self.backend.identity();
+                self.saved.replay_owed = self.rules.record().held;
                 self.saved.incarnation = hex(&self.rules.state().incarnation);
                 self.saved.continuity = identity.continuity.map(|hash| hex(&hash));
                 // Where this fails the backend's continuity no longer matches what is saved: a restart begins anew.
@@ -55,6 +56,9 @@ impl Worker {
                 for member in self.members.values_mut() {
                     member.session.set_gate(&mut member.slots, false);
                 }
+                self.saved.replay_owed = false;
+                // Where this fails the next start only holds readers back for nothing.
+                self.save();
             }
         }
     }

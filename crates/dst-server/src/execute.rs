@@ -77,15 +77,17 @@ impl Worker {
         let Some(member) = self.members.get_mut(&number) else {
             return;
         };
-        match completion.result {
-            Ok(Outcome::Read(buffer)) => member.keep(slot, Data::Read(buffer.share())),
-            Ok(Outcome::Extents(extents)) => {
-                let extents = extents.into_iter().take(MAX_EXTENTS).map(wire_extent);
-                member.keep(slot, Data::Extents(extents.collect()));
-            }
-            Ok(Outcome::Done) | Err(_) => member.keep(slot, Data::None),
-        }
-        let started = member.started_in(slot);
+        let started = member.finish(
+            slot,
+            match completion.result {
+                Ok(Outcome::Read(buffer)) => Data::Read(buffer.share()),
+                Ok(Outcome::Extents(extents)) => {
+                    let extents = extents.into_iter().take(MAX_EXTENTS).map(wire_extent);
+                    Data::Extents(extents.collect())
+                }
+                Ok(Outcome::Done) | Err(_) => Data::None,
+            },
+        );
         if started.syncs && status == Status::OK {
             self.rules.sync_succeeded(number);
         }

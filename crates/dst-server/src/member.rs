@@ -4,7 +4,7 @@ use dst_buf::Shared;
 use dst_engine::server::{Config, ConnId, Execute, Lane, Session, Slot};
 use dst_proto::{Extent, Kind, Limits, OpFlags};
 
-/// What a session may hold of read data that its client has not taken, bytes. More waits with the backend.
+/// What a session may have read, or be about to read, that its client has not taken, bytes. The rest waits.
 const READ_AHEAD: u64 = 32 << 20;
 
 /// Bytes of the request in a slot.
@@ -26,6 +26,8 @@ pub(crate) struct Started {
     pub id: u64,
     /// It is a FLUSH, or has FUA.
     pub syncs: bool,
+    /// Bytes that a READ will bring.
+    reads: u64,
 }
 
 /// One session.
@@ -91,14 +93,30 @@ impl Member {
             *place = Started {
                 id: execute.id,
                 syncs: execute.kind == Kind::FLUSH || execute.flags.contains(OpFlags::FUA),
+                reads: if execute.kind == Kind::READ {
+                    execute.length
+                } else {
+                    0
+                },
             };
+            self.held_reads += place.reads;
         }
     }
 
-    /// What the backend had of `slot`; the session's own flush has none.
-    pub fn started_in(&self, slot: u16) -> Started {
-        let own = Started { id: 0, syncs: true };
-        self.started.get(usize::from(slot)).copied().unwrap_or(own)
+    /// Takes what the backend has given back of `slot`: what it had, and what is kept from now on.
+    pub fn finish(&mut self, slot: u16, data: Data) -> Started {
+        // The session's own flush has no slot.
+        let own = Started {
+            id: 0,
+            syncs: true,
+            reads: 0,
+        };
+        let started = self.started.get(usize::from(slot)).copied().unwrap_or(own);
+        if !matches!(data, Data::Read(_)) {
+            self.held_reads -= started.reads;
+        }
+        self.keep(slot, data);
+        started
     }
 
     /// Replaces what is kept for `slot`.
@@ -106,9 +124,6 @@ impl Member {
         let Some(place) = self.data.get_mut(usize::from(slot)) else {
             return;
         };
-        if let Data::Read(bytes) = &data {
-            self.held_reads += bytes.len() as u64;
-        }
         if let Data::Read(bytes) = std::mem::replace(place, data) {
             self.held_reads -= bytes.len() as u64;
         }

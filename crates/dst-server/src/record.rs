@@ -31,6 +31,9 @@ pub(crate) struct Saved {
     pub continuity: Option<String>,
     /// The server stopped in order, with everything flushed.
     pub clean: bool,
+    /// An earlier incarnation may have lost writes of the holder, which has not replayed them.
+    #[serde(default)]
+    pub replay_owed: bool,
 }
 
 /// A lease in hexadecimal digits.

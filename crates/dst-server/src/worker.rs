@@ -113,11 +113,14 @@ impl Worker {
         let kept = bytes(&before.incarnation).filter(|_| goes_on);
         let incarnation = kept.unwrap_or_else(random);
         let lease = before.lease.as_ref().and_then(SavedLease::record);
+        // A gate that an earlier start closed is still closed.
+        let fresh = kept.is_none() || before.replay_owed;
         let saved = Saved {
             name: name.clone(),
             incarnation: hex(&incarnation),
             continuity,
             clean: false,
+            replay_owed: fresh && lease.is_some_and(|lease| lease.held),
             ..before
         };
         // Before anything is served: from here on a crash is no clean stop.
@@ -129,7 +132,7 @@ impl Worker {
         let rules = Rules {
             id: identity.export_id,
             incarnation,
-            fresh: kept.is_none(),
+            fresh,
             record: lease.unwrap_or(Record::NONE),
             read_only: backend.info().read_only,
             lease_time: nanoseconds(config.lease_time),

@@ -127,7 +127,15 @@ impl Starting {
             .ok()
             .filter(|path| path.exists())
             .unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
-        let mut child = Command::new(&program)
+        let mut command = Command::new(&program);
+        for variable in ["DST_RUNTIME_DIR", "DST_STATE_DIR"] {
+            // The agent is not where we are.
+            let value = std::env::var_os(variable).filter(|value| !value.is_empty());
+            if let Some(path) = value.and_then(|value| std::path::absolute(value).ok()) {
+                command.env(variable, path);
+            }
+        }
+        let mut child = command
             .arg0("dst")
             .args(agent_arguments(options, name))
             .stdin(Stdio::null())

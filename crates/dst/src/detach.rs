@@ -22,6 +22,12 @@ const FORCED: Duration = Duration::from_secs(4);
 /// After this time without an answer the user is told what is waited for.
 const QUIET: Duration = Duration::from_secs(2);
 
+/// How long a device may be in use before that is an answer.
+const BUSY: Duration = Duration::from_millis(800);
+
+/// How long the kernel may take to clear a process away.
+const DYING: Duration = Duration::from_millis(300);
+
 /// Runs it.
 ///
 /// # Errors
@@ -31,7 +37,7 @@ pub fn run(options: &Detach, json: bool) -> Outcome {
     let mut first_failure = None;
     let mut results = Vec::new();
     for device in &options.devices {
-        match detach(device, options.force, &signals) {
+        match detach_patiently(device, options.force, &signals) {
             Ok(text) if json => results.push(json!({ "device": device, "message": text })),
             Ok(text) => render::line(&text)?,
             Err(failure) if options.devices.len() == 1 => return Err(failure),
@@ -51,6 +57,24 @@ pub fn run(options: &Detach, json: bool) -> Outcome {
     first_failure.map_or(Ok(()), Err)
 }
 
+/// Detaches one device. Where it is in use, some more tries are made: whoever has just unmounted it is often followed by a
+/// system service that has a look at it.
+fn detach_patiently(device: &str, force: bool, signals: &Signals) -> Outcome<String> {
+    let until = Instant::now() + BUSY;
+    loop {
+        match detach(device, force, signals) {
+            Err(failure)
+                if failure.code == Code::InUse
+                    && signals.count() == 0
+                    && Instant::now() < until =>
+            {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            done => return done,
+        }
+    }
+}
+
 /// Detaches one device; returns what there is to say.
 fn detach(device: &str, force: bool, signals: &Signals) -> Outcome<String> {
     let (dir, life) = DeviceDir::find(device)?;
@@ -63,11 +87,15 @@ fn detach(device: &str, force: bool, signals: &Signals) -> Outcome<String> {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             return Err(not_permitted(name));
         }
-        // It may have ended this moment.
-        Err(_) if dir.life() == Life::Absent => return Ok(format!("{name} is detached")),
-        Err(_) if dir.life() == Life::Dead => return clean_up(&dir),
-        Err(_) if force => return end_agent(&dir, None),
-        Err(error) => return Err(not_responding(name, &error)),
+        Err(error) => {
+            return match settled(&dir) {
+                // It has ended this moment.
+                Life::Absent => Ok(format!("{name} is detached")),
+                Life::Dead => clean_up(&dir),
+                Life::Alive if force => end_agent(&dir, None),
+                Life::Alive => Err(not_responding(name, &error)),
+            };
+        }
     };
     let pid = agent.pid().ok();
     // Opened while the agent is known to live, so that it can't be mistaken for another process later.
@@ -92,7 +120,7 @@ fn detach(device: &str, force: bool, signals: &Signals) -> Outcome<String> {
             let ended = process
                 .as_ref()
                 .is_some_and(|process| wait_for_end(process, Duration::ZERO));
-            match dir.life() {
+            match settled(&dir) {
                 Life::Absent => Ok(format!("{name} is detached")),
                 Life::Dead => clean_up(&dir),
                 Life::Alive if force && !ended => end_agent(&dir, process),
@@ -160,6 +188,18 @@ fn wait_for_answer(
         render::note(&format!(
             "waiting until everything is safe on the server{detail}; Ctrl-C stops waiting, not the detach"
         ));
+    }
+}
+
+/// How a device is whose agent does not talk: one that is dying lets its socket go a moment before its lock.
+fn settled(dir: &DeviceDir) -> Life {
+    let until = Instant::now() + DYING;
+    loop {
+        let life = dir.life();
+        if life != Life::Alive || Instant::now() >= until {
+            return life;
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -103,7 +103,8 @@ impl DeviceDir {
     /// # Errors
     /// A malformed name, or a place that belongs to somebody else.
     pub fn create(name: &str) -> Outcome<Self> {
-        let path = dst_blockdev::runtime_dir(name)?;
+        // Another device that is removed right now may take the directory above with it.
+        let path = dst_blockdev::runtime_dir(name).or_else(|_| dst_blockdev::runtime_dir(name))?;
         Ok(Self {
             name: name.to_owned(),
             path,

@@ -338,7 +338,7 @@ mod tests {
             message: Some("the server now has another disk under this name".into()),
             ..report()
         };
-        for text in [table(&[failed.clone()]), detail(&failed)] {
+        for text in [table(std::slice::from_ref(&failed)), detail(&failed)] {
             assert!(
                 text.contains("failed") && text.contains("another disk"),
                 "{text}"

@@ -122,7 +122,7 @@ fn force_removes_a_mounted_device_in_time_and_fails_its_io() {
     let mut file = File::create(mount.point.join("file")).unwrap();
     file.write_all(&[7; 4096]).unwrap();
     // The worst case: nobody answers.
-    server.process.signal(Signal::STOP);
+    server.process.freeze();
     let start = Instant::now();
     lab.dst(&["detach", "--force", &device.name]).ok();
     assert!(start.elapsed() < FORCE_TAKES, "{:?}", start.elapsed());
@@ -130,7 +130,7 @@ fn force_removes_a_mounted_device_in_time_and_fails_its_io() {
     assert!(file.sync_all().is_err());
     drop(file);
     drop(mount);
-    server.process.signal(Signal::CONT);
+    server.process.thaw();
     drop(device);
     drop(server);
     lab.assert_nothing_left();
@@ -168,8 +168,11 @@ fn leftovers_of_a_dead_agent_are_removed_by_detach_and_by_the_next_attach() {
     for by_attach in [false, true] {
         let device = lab.attach("disk", "a", &[]);
         device.signal_agent(Signal::KILL);
-        wait_until("the death of the agent", || !device.agent_runs());
-        assert_eq!(lab.status(&device.name)["state"], "dead");
+        if by_attach {
+            wait_until("the death of the agent", || {
+                lab.status(&device.name)["state"] == "dead"
+            });
+        }
         if by_attach {
             let url = lab.url("disk");
             let again = lab.dst(&["attach", "--name", &device.name, &url]).ok();
@@ -216,6 +219,70 @@ fn io_waits_for_a_killed_server_and_goes_on_with_the_next() {
 }
 
 #[test]
+fn a_detach_without_a_server_waits_and_can_be_left_waiting() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let arguments = ["--size", "16M", "disk.img"];
+    let server = lab.serve(&arguments);
+    let device = lab.attach("disk", "a", &[]);
+    let direct = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).unwrap();
+    let file = File::options()
+        .write(true)
+        .custom_flags(direct)
+        .open(&device.node)
+        .unwrap();
+    let memory = vec![0x77_u8; 8192];
+    let start = memory.as_ptr().align_offset(4096);
+    file.write_all_at(&memory[start..start + 4096], 0).unwrap();
+    drop(file);
+    server.kill();
+    let mut detach = Running::start(lab.command(&["detach", &device.name]));
+    let mut line = String::new();
+    let mut errors = std::io::BufReader::new(detach.child.stderr.take().unwrap());
+    std::io::BufRead::read_line(&mut errors, &mut line).unwrap();
+    assert!(line.contains("waiting"), "{line}");
+    detach.signal(Signal::INT);
+    assert_eq!(detach.wait().code(), Some(130));
+    assert_eq!(lab.status(&device.name)["state"], "detaching");
+
+    let server = lab.serve(&arguments);
+    wait_until("the end of the agent", || !device.agent_runs());
+    lab.dst(&["status", &device.name]).expect(13);
+    let image = std::fs::read(lab.path("disk.img")).unwrap();
+    assert!(image[..4096].iter().all(|&byte| byte == 0x77));
+    server.stop();
+}
+
+#[test]
+fn of_two_attaches_at_once_one_wins_and_the_other_is_told() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let server = lab.serve(&["--size", "16M", "disk.img"]);
+    let (url, name) = (lab.url("disk"), lab.name("a"));
+    let start = || Running::start(lab.command(&["attach", "--name", &name, &url]));
+    let mut both = [start(), start(), start()];
+    let mut codes: Vec<_> = both
+        .iter_mut()
+        .map(|one| one.wait().code().unwrap())
+        .collect();
+    codes.sort_unstable();
+    assert_eq!(codes[0], 0, "{codes:?}");
+    assert!(
+        codes[1..].iter().all(|code| [6, 7].contains(code)),
+        "{codes:?}"
+    );
+    assert_eq!(lab.status(&name)["state"], "live");
+    lab.dst(&["detach", &name]).ok();
+    drop(both);
+    server.stop();
+    lab.assert_nothing_left();
+}
+
+#[test]
 fn a_deadline_fails_requests_and_later_ones_work_again() {
     if !can_attach() {
         return;
@@ -229,7 +296,7 @@ fn a_deadline_fails_requests_and_later_ones_work_again() {
         .custom_flags(direct)
         .open(&device.node)
         .unwrap();
-    server.process.signal(Signal::STOP);
+    server.process.freeze();
     // Aligned, as direct I/O wants it.
     let mut memory = vec![0_u8; 8192];
     let start = memory.as_ptr().align_offset(4096);
@@ -239,7 +306,7 @@ fn a_deadline_fails_requests_and_later_ones_work_again() {
         error.raw_os_error(),
         Some(rustix::io::Errno::IO.raw_os_error())
     );
-    server.process.signal(Signal::CONT);
+    server.process.thaw();
     wait_until("a read", || {
         file.seek(SeekFrom::Start(0)).unwrap();
         file.read_exact(block).is_ok()
@@ -285,12 +352,29 @@ fn a_read_only_attach_of_a_writable_export_refuses_writes() {
     let _server = lab.serve(&["--size", "16M", "disk.img"]);
     let device = lab.attach("disk", "a", &["--read-only"]);
     assert_eq!(device.sysfs_number("ro"), 1);
-    assert!(File::options().write(true).open(&device.node).is_err());
+    let file = File::options().write(true).open(&device.node);
+    let written = file.and_then(|file| {
+        file.write_all_at(&[1; 4096], 0)
+            .and_then(|()| file.sync_all())
+    });
+    assert!(written.is_err());
     // Somebody else may write meanwhile.
     let url = lab.url("disk");
-    let writer = lab.attach("disk", "b", &[]);
-    lab.dst(&["detach", &writer.name]).ok();
-    lab.dst(&["attach", "--name", &device.name, &url]).expect(7);
+    let arguments = [
+        "bench",
+        "--rw",
+        "write",
+        "--time",
+        "50ms",
+        "--yes-destroy-data",
+        &url,
+    ];
+    lab.dst_as("other", &arguments).ok();
+    // The same client only reads it twice.
+    let second = lab.attach("disk", "b", &["--read-only"]);
+    lab.dst(&["attach", "--name", &lab.name("c"), &url])
+        .expect(7);
+    lab.dst(&["detach", &device.name, &second.name]).ok();
 }
 
 #[test]
@@ -356,4 +440,72 @@ fn an_agent_that_dies_while_attaching_is_reported() {
     drop(attach);
     lab.dst(&["status", &name]).expect(13);
     lab.assert_nothing_left();
+}
+
+#[test]
+fn a_front_end_removed_from_outside_fails_the_device_until_it_is_detached() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let _server = lab.serve(&["--size", "16M", "disk.img"]);
+    let device = lab.attach("disk", "a", &[]);
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts
+        .lines()
+        .find(|line| line.contains(&device.name))
+        .unwrap();
+    // The connection has the number of the mount's device.
+    let (_, number) = mount.split(' ').nth(2).unwrap().split_once(':').unwrap();
+    let control = lab.path("fusectl");
+    std::fs::create_dir(&control).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", &control, "fusectl", flags, None).unwrap();
+    let _control = Mount {
+        point: control.clone(),
+    };
+    std::fs::write(control.join(number).join("abort"), "1").unwrap();
+
+    wait_until("the failure", || {
+        lab.status(&device.name)["state"] == "failed"
+    });
+    let message = lab.status(&device.name)["message"].clone();
+    assert!(
+        message.as_str().unwrap().contains("from outside"),
+        "{message}"
+    );
+    lab.dst(&["detach", &device.name]).ok();
+    assert!(!device.node.is_symlink());
+    assert!(!device.agent_runs());
+}
+
+#[test]
+fn a_terminated_agent_detaches_unless_its_device_is_in_use() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let server = lab.serve(&["--size", "64M", "disk.img"]);
+    let device = lab.attach("disk", "a", &[]);
+    mkfs(&device.node);
+    let mount = Mount::new(&device.node, lab.path("mnt"));
+    device.signal_agent(Signal::TERM);
+    let log = dst_blockdev::runtime_root().join(&device.name).join("log");
+    let log = [lab.path("run").join(&device.name).join("log"), log];
+    wait_until("the refusal", || {
+        log.iter().any(|log| {
+            std::fs::read_to_string(log).is_ok_and(|text| text.contains("can't be removed now"))
+        })
+    });
+    assert_eq!(lab.status(&device.name)["state"], "live");
+    std::fs::write(mount.point.join("file"), "x").unwrap();
+    drop(mount);
+    wait_until("the end of the agent", || {
+        if device.agent_runs() {
+            device.signal_agent(Signal::TERM);
+        }
+        !device.agent_runs()
+    });
+    server.stop();
+    lab.dst(&["status", &device.name]).expect(13);
 }

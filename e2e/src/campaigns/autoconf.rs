@@ -57,12 +57,27 @@ pub fn serve<'l>(lab: &'l Lab, spec: &str, more: &[&str]) -> Result<Server<'l>> 
 /// The block device, `dst status` and what was expected don't agree.
 fn check_limits(device: &Device<'_>, size: u64, block: u64, read_only: bool) -> Result<()> {
     let status = device.status()?;
-    let number = |field: &str| status[field].as_u64().with_context(|| format!("no {field} in {status}"));
+    let number = |field: &str| {
+        status[field]
+            .as_u64()
+            .with_context(|| format!("no {field} in {status}"))
+    };
     let sysfs = |file: &str| -> Result<u64> { Ok(device.sysfs(file)?.parse()?) };
-    ensure!(number("size")? == size, "status says {} bytes, not {size}", number("size")?);
-    ensure!(device.size()? == size, "the device has {} bytes, not {size}", device.size()?);
+    ensure!(
+        number("size")? == size,
+        "status says {} bytes, not {size}",
+        number("size")?
+    );
+    ensure!(
+        device.size()? == size,
+        "the device has {} bytes, not {size}",
+        device.size()?
+    );
     let logical = sysfs("queue/logical_block_size")?;
-    ensure!(logical == block && number("logical_block")? == block, "logical block {logical}, not {block}");
+    ensure!(
+        logical == block && number("logical_block")? == block,
+        "logical block {logical}, not {block}"
+    );
     let physical = sysfs("queue/physical_block_size")?;
     ensure!(
         physical == number("physical_block")?,
@@ -70,15 +85,25 @@ fn check_limits(device: &Device<'_>, size: u64, block: u64, read_only: bool) -> 
         number("physical_block")?
     );
     ensure!((sysfs("ro")? == 1) == read_only, "ro is {}", sysfs("ro")?);
-    ensure!(status["read_only"] == read_only, "status says read_only: {}", status["read_only"]);
+    ensure!(
+        status["read_only"] == read_only,
+        "status says read_only: {}",
+        status["read_only"]
+    );
     // A disk of whose cache the kernel does not know gets no FLUSH.
     let cache = device.sysfs("queue/write_cache")?;
     ensure!(read_only || cache == "write back", "write cache: {cache}");
     if !read_only {
         let discard = sysfs("queue/discard_max_bytes")?;
         let granularity = sysfs("queue/discard_granularity")?;
-        ensure!(discard > 0 && granularity >= block, "discard: up to {discard}, granularity {granularity}");
-        ensure!(sysfs("queue/write_zeroes_max_bytes")? > 0, "no write zeroes");
+        ensure!(
+            discard > 0 && granularity >= block,
+            "discard: up to {discard}, granularity {granularity}"
+        );
+        ensure!(
+            sysfs("queue/write_zeroes_max_bytes")? > 0,
+            "no write zeroes"
+        );
     }
     Ok(())
 }
@@ -95,15 +120,24 @@ fn blocks(lab: &Lab, block: u64) -> Result<()> {
     for at in [0, 7 * block, SIZE / 2 + block, SIZE - block] {
         let data = rng.bytes(block as usize);
         direct::write(&file, at, &data).with_context(|| format!("one block at {at}"))?;
-        ensure!(direct::read(&file, at, block as usize)?[..] == data, "block at {at} reads differently");
+        ensure!(
+            direct::read(&file, at, block as usize)?[..] == data,
+            "block at {at} reads differently"
+        );
         let next = if at == 0 { block } else { at - block };
         let neighbour = direct::read(&file, next, block as usize)?;
-        ensure!(neighbour.iter().all(|b| *b == 0), "writing at {at} changed {next}");
+        ensure!(
+            neighbour.iter().all(|b| *b == 0),
+            "writing at {at} changed {next}"
+        );
     }
     file.sync_all()?;
     if block == 4096 {
         let done = direct::write(&file, 512, &[1; 512]);
-        ensure!(done.is_err(), "512 bytes can be written to 4096-byte blocks");
+        ensure!(
+            done.is_err(),
+            "512 bytes can be written to 4096-byte blocks"
+        );
     }
     drop(file);
     Kind::Ext4.make(device.block())?;
@@ -117,7 +151,10 @@ fn blocks(lab: &Lab, block: u64) -> Result<()> {
 fn read_only(lab: &Lab, export: bool) -> Result<()> {
     let image = lab.image(&format!("{}.img", lab.unique("i")), SIZE)?;
     std::fs::write(&image, lab.rng(1).bytes(1 << 20))?;
-    std::fs::File::options().write(true).open(&image)?.set_len(SIZE)?;
+    std::fs::File::options()
+        .write(true)
+        .open(&image)?
+        .set_len(SIZE)?;
     let before = blake3::hash(&std::fs::read(&image)?);
     let (of_server, of_client): (&[&str], &[&str]) = match export {
         true => (&["--read-only"], &[]),
@@ -126,13 +163,20 @@ fn read_only(lab: &Lab, export: bool) -> Result<()> {
     let mut server = serve(lab, &image.display().to_string(), of_server)?;
     let device = Device::attach(lab, &server.url("disk"), of_client)?;
     check_limits(&device, SIZE, 512, true)?;
-    let wrote = direct::open(device.block(), true).and_then(|file| Ok(direct::write(&file, 0, &[0; 4096])?));
+    let wrote = direct::open(device.block(), true)
+        .and_then(|file| Ok(direct::write(&file, 0, &[0; 4096])?));
     ensure!(wrote.is_err(), "a read-only device can be written");
     let read = direct::read(&direct::open(device.block(), false)?, 0, 1 << 20)?;
-    ensure!(read[..] == std::fs::read(&image)?[..1 << 20], "it reads differently");
+    ensure!(
+        read[..] == std::fs::read(&image)?[..1 << 20],
+        "it reads differently"
+    );
     device.detach()?;
     server.stop()?;
-    ensure!(blake3::hash(&std::fs::read(&image)?) == before, "the image has changed");
+    ensure!(
+        blake3::hash(&std::fs::read(&image)?) == before,
+        "the image has changed"
+    );
     Ok(())
 }
 
@@ -141,10 +185,18 @@ fn read_only(lab: &Lab, export: bool) -> Result<()> {
 pub fn check_refused(lab: &Lab, image: &Path, more: &[&str], words: &[&str]) -> Result<()> {
     let args = more.iter().map(|s| (*s).to_owned());
     let spec = format!("disk={}", image.display());
-    let output = Server::tcp(lab)?.with(args).with([spec]).refuses()?.expect_code(16)?;
+    let output = Server::tcp(lab)?
+        .with(args)
+        .with([spec])
+        .refuses()?
+        .expect_code(16)?;
     let said = output.stderr.to_lowercase();
     for word in words {
-        ensure!(said.contains(word), "the refusal does not say {word:?}: {}", output.said());
+        ensure!(
+            said.contains(word),
+            "the refusal does not say {word:?}: {}",
+            output.said()
+        );
     }
     Ok(())
 }
@@ -159,7 +211,10 @@ fn bad_sizes(lab: &Lab) -> Result<()> {
         let image = lab.image("odd.img", size)?;
         check_refused(lab, &image, more, &[word, "odd.img"])
             .with_context(|| format!("{size} bytes {more:?}"))?;
-        ensure!(std::fs::metadata(&image)?.len() == size, "the refused image was changed");
+        ensure!(
+            std::fs::metadata(&image)?.len() == size,
+            "the refused image was changed"
+        );
     }
     // Directories and other things that are no disk.
     check_refused(lab, lab.root(), &[], &["directory"])?;
@@ -172,7 +227,11 @@ fn create(lab: &Lab) -> Result<()> {
     let mut server = serve(lab, &image.display().to_string(), &["--size", "3G"])?;
     let meta = std::fs::metadata(&image)?;
     let on_disk = std::os::unix::fs::MetadataExt::blocks(&meta) * 512;
-    ensure!(meta.len() == 3 << 30 && on_disk < 1 << 20, "{} bytes, {on_disk} on disk", meta.len());
+    ensure!(
+        meta.len() == 3 << 30 && on_disk < 1 << 20,
+        "{} bytes, {on_disk} on disk",
+        meta.len()
+    );
     let device = Device::attach(lab, &server.url("disk"), &[])?;
     check_limits(&device, 3 << 30, 512, false)?;
     direct::write(&direct::open(device.block(), true)?, 1 << 30, &[7; 4096])?;
@@ -180,7 +239,10 @@ fn create(lab: &Lab) -> Result<()> {
     server.stop()?;
     // An image that is there is served as it is.
     server.start()?;
-    ensure!(std::fs::metadata(&image)?.len() == 3 << 30, "the second start changed its size");
+    ensure!(
+        std::fs::metadata(&image)?.len() == 3 << 30,
+        "the second start changed its size"
+    );
     let byte = std::fs::File::open(&image)?;
     let mut read = [0; 4096];
     std::os::unix::fs::FileExt::read_exact_at(&byte, &mut read, 1 << 30)?;
@@ -203,9 +265,15 @@ fn huge(lab: &Lab) -> Result<()> {
     }
     file.sync_all()?;
     for (at, data) in places.iter().zip(&data) {
-        ensure!(direct::read(&file, *at, 65536)?[..] == data[..], "at {at} it reads differently");
+        ensure!(
+            direct::read(&file, *at, 65536)?[..] == data[..],
+            "at {at} it reads differently"
+        );
     }
-    ensure!(direct::write(&file, size, &[0; 4096]).is_err(), "it can be written beyond its end");
+    ensure!(
+        direct::write(&file, size, &[0; 4096]).is_err(),
+        "it can be written beyond its end"
+    );
     drop(file);
     if !lab.plan.short {
         command::ok(cmd("mkfs.xfs", ["-q", "-f"]).arg(device.block()), SOON * 4)?;
@@ -234,13 +302,19 @@ fn discard(lab: &Lab) -> Result<()> {
     command::ok(cmd("blkdiscard", range).arg(device.block()), SOON).context("blkdiscard")?;
     file.sync_all()?;
     let after = allocated(&image)?;
-    ensure!(after + (7 << 20) <= full, "a discard of 8 MiB left {after} of {full} bytes allocated");
+    ensure!(
+        after + (7 << 20) <= full,
+        "a discard of 8 MiB left {after} of {full} bytes allocated"
+    );
     let range = ["-z", "-o", "8388608", "-l", "4194304"];
     command::ok(cmd("blkdiscard", range).arg(device.block()), SOON).context("blkdiscard -z")?;
     let zeroes = direct::read(&file, 8 << 20, 4 << 20)?;
     ensure!(zeroes.iter().all(|b| *b == 0), "zeroed blocks are not zero");
     let data = direct::read(&file, 12 << 20, 4 << 20)?;
-    ensure!(data.iter().any(|b| *b != 0), "blocks behind the zeroed ones are gone");
+    ensure!(
+        data.iter().any(|b| *b != 0),
+        "blocks behind the zeroed ones are gone"
+    );
     drop(file);
     device.detach()?;
     server.stop()
@@ -248,7 +322,10 @@ fn discard(lab: &Lab) -> Result<()> {
 
 fn block_device(lab: &Lab) -> Result<()> {
     let image = lab.image("under.img", SIZE)?;
-    let made = command::ok(cmd("losetup", ["--find", "--show", "--sector-size", "512"]).arg(&image), SOON)?;
+    let made = command::ok(
+        cmd("losetup", ["--find", "--show", "--sector-size", "512"]).arg(&image),
+        SOON,
+    )?;
     let under = made.stdout.trim().to_owned();
     let result = (|| {
         let mut server = serve(lab, &under, &[])?;
@@ -260,14 +337,23 @@ fn block_device(lab: &Lab) -> Result<()> {
         file.sync_all()?;
         drop(file);
         // A disk that is served must not be mounted or served by anybody else.
-        let second = Server::tcp(lab)?.with([format!("disk={under}")]).refuses()?;
+        let second = Server::tcp(lab)?
+            .with([format!("disk={under}")])
+            .refuses()?;
         if second.code != Some(16) {
-            bail!("a second server on {under} ended with {}: {}", second.ending(), second.said());
+            bail!(
+                "a second server on {under} ended with {}: {}",
+                second.ending(),
+                second.said()
+            );
         }
         server.kill()?;
         server.start()?;
         let file = direct::open(device.block(), true)?;
-        ensure!(direct::read(&file, 1 << 20, 1 << 20)?[..] == data[..], "it reads differently after a restart");
+        ensure!(
+            direct::read(&file, 1 << 20, 1 << 20)?[..] == data[..],
+            "it reads differently after a restart"
+        );
         drop(file);
         device.detach()?;
         server.stop()?;
@@ -280,7 +366,8 @@ fn block_device(lab: &Lab) -> Result<()> {
 }
 
 fn memory(lab: &Lab) -> Result<()> {
-    let mut server = Server::tcp(lab)?.with(["--block-size", "4096", "disk=memory:64M", "zero=null:1T"]);
+    let mut server =
+        Server::tcp(lab)?.with(["--block-size", "4096", "disk=memory:64M", "zero=null:1T"]);
     server.start()?;
     let device = Device::attach(lab, &server.url("disk"), &[])?;
     check_limits(&device, SIZE, 4096, false)?;

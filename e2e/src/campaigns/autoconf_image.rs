@@ -18,7 +18,10 @@ const NOTICED: Duration = Duration::from_secs(30);
 
 /// The cases, for the campaign.
 pub const CASES: [(&str, Case); 6] = [
-    ("another image under the same name fails the device", replaced),
+    (
+        "another image under the same name fails the device",
+        replaced,
+    ),
     ("the same image comes back after a detour", moved_and_back),
     ("an image that grows reaches the live device", grown),
     ("an image that shrinks under the device", shrunk),
@@ -56,16 +59,25 @@ fn replaced(lab: &Lab) -> Result<()> {
     device.wait_state("failed", NOTICED)?;
     let (_, message) = device.state()?;
     say(&format!("it says: {message}"));
-    ensure!(message.contains("another"), "the message does not say that it is another disk: {message}");
+    ensure!(
+        message.contains("another"),
+        "the message does not say that it is another disk: {message}"
+    );
     check_io_fails(&device)?;
     device.detach_by_force()?;
     device.check_gone()?;
     let now = std::fs::read(&image)?;
-    ensure!(now.iter().all(|b| *b == 0x55), "the other disk was written to");
+    ensure!(
+        now.iter().all(|b| *b == 0x55),
+        "the other disk was written to"
+    );
     // Attached anew, it is that disk.
     let device = Device::attach(lab, &server.url("disk"), &[])?;
     let read = direct::read(&direct::open(device.block(), false)?, 0, 4096)?;
-    ensure!(read.iter().all(|b| *b == 0x55), "a new attach shows something else");
+    ensure!(
+        read.iter().all(|b| *b == 0x55),
+        "a new attach shows something else"
+    );
     device.detach()?;
     server.stop()
 }
@@ -86,7 +98,9 @@ fn moved_and_back(lab: &Lab) -> Result<()> {
         direct::write(&file, 8192, &[2; 4096])?;
         file.sync_all()
     });
-    io.outcome(NOTICED)?.0.context("I/O when the image was back")?;
+    io.outcome(NOTICED)?
+        .0
+        .context("I/O when the image was back")?;
     device.detach()?;
     server.stop()
 }
@@ -105,8 +119,14 @@ fn grown(lab: &Lab) -> Result<()> {
             .with_context(|| format!("with a restart: {restart}"))?;
         let file = direct::open(device.block(), true)?;
         direct::write(&file, size - 4096, &[9; 4096]).context("at the new end")?;
-        ensure!(direct::read(&file, size - 4096, 4096)?[..] == [9; 4096], "it reads differently there");
-        ensure!(device.number("size")? == size, "dst status has another size");
+        ensure!(
+            direct::read(&file, size - 4096, 4096)?[..] == [9; 4096],
+            "it reads differently there"
+        );
+        ensure!(
+            device.number("size")? == size,
+            "dst status has another size"
+        );
     }
     device.detach()?;
     server.stop()
@@ -118,7 +138,10 @@ fn shrunk(lab: &Lab) -> Result<()> {
     let mut device = Device::attach(lab, &server.url("disk"), &[])?;
     let file = direct::open(device.block(), true)?;
     direct::write(&file, 0, &[1; 4096])?;
-    File::options().write(true).open(&image)?.set_len(SIZE / 2)?;
+    File::options()
+        .write(true)
+        .open(&image)?
+        .set_len(SIZE / 2)?;
     let beyond = file.try_clone()?;
     let io = Pending::start(move || direct::read(&beyond, SIZE - 4096, 4096));
     let (done, _) = io.outcome(NOTICED).context("a read beyond the new end")?;
@@ -126,7 +149,10 @@ fn shrunk(lab: &Lab) -> Result<()> {
     // Nothing else is disturbed.
     let inside = file.try_clone()?;
     let io = Pending::start(move || direct::read(&inside, 0, 4096));
-    let read = io.outcome(NOTICED)?.0.context("a read before the new end")?;
+    let read = io
+        .outcome(NOTICED)?
+        .0
+        .context("a read before the new end")?;
     ensure!(read.iter().all(|b| *b == 1), "it reads differently");
     ensure!(device.size()? == SIZE, "the live device has shrunk");
     drop(file);
@@ -171,7 +197,9 @@ fn full(lab: &Lab) -> Result<()> {
     ensure!(done.is_err(), "64 MiB fit into 24 MiB");
     let read = direct::read(&file, 0, 4096).context("a read after a failed write")?;
     ensure!(read.iter().all(|b| *b == 3), "it reads differently");
-    device.check_not_failed().context("after a write that found the disk full")?;
+    device
+        .check_not_failed()
+        .context("after a write that found the disk full")?;
     drop(file);
     device.detach_by_force()?;
     device.check_gone()?;

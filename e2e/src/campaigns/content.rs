@@ -35,7 +35,10 @@ impl Label {
     pub fn write(self, sector: &mut [u8]) {
         let mix = self.file.wrapping_mul(0x9E37_79B9) ^ self.index.rotate_left(32) ^ self.version;
         Rng::new(mix).fill(sector);
-        for (at, word) in [MAGIC, self.file, self.index, self.version].iter().enumerate() {
+        for (at, word) in [MAGIC, self.file, self.index, self.version]
+            .iter()
+            .enumerate()
+        {
             sector[at * 8..at * 8 + 8].copy_from_slice(&word.to_le_bytes());
         }
     }
@@ -64,7 +67,8 @@ pub fn look(sector: &[u8]) -> Found {
         let bytes = sector.get(at * 8..at * 8 + 8)?;
         Some(u64::from_le_bytes(bytes.try_into().ok()?))
     };
-    let (Some(MAGIC), Some(file), Some(index), Some(version)) = (word(0), word(1), word(2), word(3))
+    let (Some(MAGIC), Some(file), Some(index), Some(version)) =
+        (word(0), word(1), word(2), word(3))
     else {
         return Found::Garbage;
     };

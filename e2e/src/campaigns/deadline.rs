@@ -32,12 +32,21 @@ type Case = fn(&Lab) -> Result<()>;
 pub fn run(lab: &Lab, report: &mut Report) -> Result<()> {
     let cases: [(&str, Case); 7] = [
         ("without a deadline I/O waits and is then done", waits),
-        ("each request fails at its deadline, later ones work", deadline),
+        (
+            "each request fails at its deadline, later ones work",
+            deadline,
+        ),
         ("a frozen server counts as away", frozen),
         ("detach --force with hung I/O", force_hung),
-        ("detach --force of a mounted file system with dirty pages", force_mounted),
+        (
+            "detach --force of a mounted file system with dirty pages",
+            force_mounted,
+        ),
         ("detach --force with a live server", force_live),
-        ("detach without a server is refused or flushes first", detach_without_server),
+        (
+            "detach without a server is refused or flushes first",
+            detach_without_server,
+        ),
     ];
     for (name, case) in cases {
         if lab.plan.wants(name) {
@@ -57,12 +66,16 @@ fn setup<'l>(lab: &'l Lab, options: &[&str]) -> Result<(Server<'l>, Device<'l>)>
 
 fn read_later(device: &Path, offset: u64) -> Result<Pending<std::io::Result<()>>> {
     let file = direct::open(device, false)?;
-    Ok(Pending::start(move || direct::read(&file, offset, 4096).map(|_| ())))
+    Ok(Pending::start(move || {
+        direct::read(&file, offset, 4096).map(|_| ())
+    }))
 }
 
 fn write_later(device: &Path, offset: u64, byte: u8) -> Result<Pending<std::io::Result<()>>> {
     let file = direct::open(device, true)?;
-    Ok(Pending::start(move || direct::write(&file, offset, &[byte; 4096])))
+    Ok(Pending::start(move || {
+        direct::write(&file, offset, &[byte; 4096])
+    }))
 }
 
 fn flush_later(device: &Path) -> Result<Pending<std::io::Result<()>>> {
@@ -79,7 +92,8 @@ fn waits(lab: &Lab) -> Result<()> {
     // No bound on how long it waits can be tested; that it is far beyond every time in the protocol's liveness can.
     let time = Duration::from_secs(lab.plan.pick(90, 8));
     for (what, io) in [("read", &read), ("write", &write), ("flush", &flush)] {
-        io.still_pending_after(time).with_context(|| format!("a {what} without a server"))?;
+        io.still_pending_after(time)
+            .with_context(|| format!("a {what} without a server"))?;
     }
     let (state, _) = device.state()?;
     if state == "failed" || state == "connected" {
@@ -97,7 +111,9 @@ fn waits(lab: &Lab) -> Result<()> {
 /// # Errors
 /// It did not fail with EIO, or not at its deadline.
 fn check_expired(what: &str, io: Pending<std::io::Result<()>>) -> Result<()> {
-    let (done, took) = io.outcome(DEADLINE + LATE).with_context(|| what.to_owned())?;
+    let (done, took) = io
+        .outcome(DEADLINE + LATE)
+        .with_context(|| what.to_owned())?;
     let Err(error) = done else {
         bail!("a {what} succeeded without a server");
     };
@@ -117,9 +133,15 @@ fn deadline(lab: &Lab) -> Result<()> {
     let block = device.block();
     for round in 0..lab.plan.pick(4, 2) {
         // At once and a while later: each has a clock of its own.
-        let first = [("read", read_later(block, 0)?), ("write", write_later(block, 8192, 7)?)];
+        let first = [
+            ("read", read_later(block, 0)?),
+            ("write", write_later(block, 8192, 7)?),
+        ];
         wait::let_pass(Duration::from_millis(1500))?;
-        let second = [("later read", read_later(block, 1 << 20)?), ("later write", write_later(block, 2 << 20, 8)?)];
+        let second = [
+            ("later read", read_later(block, 1 << 20)?),
+            ("later write", write_later(block, 2 << 20, 8)?),
+        ];
         for (what, io) in first.into_iter().chain(second) {
             check_expired(what, io).with_context(|| format!("round {round}"))?;
         }
@@ -166,7 +188,10 @@ fn works_again(block: &Path) -> Result<()> {
 fn frozen(lab: &Lab) -> Result<()> {
     let (mut server, device) = setup(lab, &["--deadline", "5s"])?;
     server.freeze()?;
-    let io = [("read", read_later(device.block(), 0)?), ("write", write_later(device.block(), 8192, 3)?)];
+    let io = [
+        ("read", read_later(device.block(), 0)?),
+        ("write", write_later(device.block(), 8192, 3)?),
+    ];
     for (what, io) in io {
         check_expired(what, io)?;
     }
@@ -203,7 +228,10 @@ fn force_hung(lab: &Lab) -> Result<()> {
         }
     }
     if start.elapsed() > FORCE {
-        bail!("hung I/O ended {:.1} s after detach --force", start.elapsed().as_secs_f64());
+        bail!(
+            "hung I/O ended {:.1} s after detach --force",
+            start.elapsed().as_secs_f64()
+        );
     }
     device.check_gone()?;
     // The node goes when its last opener closes, and not before: the same name must not become another disk under it.
@@ -226,7 +254,10 @@ fn force_mounted(lab: &Lab) -> Result<()> {
     let sync = lab.program("sync", ["-f"]).arg(mount.point()).spawn();
     let refused = device.run_detach(&[])?;
     if refused.code != Some(8) {
-        bail!("detach of a mounted device ended with {}, not exit code 8", refused.ending());
+        bail!(
+            "detach of a mounted device ended with {}, not exit code 8",
+            refused.ending()
+        );
     }
     let took = device.detach_by_force()?;
     if took > FORCE {
@@ -239,8 +270,13 @@ fn force_mounted(lab: &Lab) -> Result<()> {
         bail!("sync succeeded although nothing was written");
     }
     // The file system has lost its disk; taking it away must work nevertheless.
-    let umount = command::run(&mut lab.program("umount", [mount.point()]), Duration::from_secs(30))?;
-    umount.expect_code(0).context("umount after detach --force")?;
+    let umount = command::run(
+        &mut lab.program("umount", [mount.point()]),
+        Duration::from_secs(30),
+    )?;
+    umount
+        .expect_code(0)
+        .context("umount after detach --force")?;
     device.check_gone()?;
     loop_device_goes(lab, &device.block_name())
 }
@@ -250,7 +286,10 @@ fn force_live(lab: &Lab) -> Result<()> {
     let opener = std::fs::File::open(device.block())?;
     let refused = device.run_detach(&[])?;
     if refused.code != Some(8) {
-        bail!("detach of an open device ended with {}, not exit code 8", refused.ending());
+        bail!(
+            "detach of an open device ended with {}, not exit code 8",
+            refused.ending()
+        );
     }
     let took = device.detach_by_force()?;
     if took > FORCE {
@@ -272,12 +311,21 @@ fn detach_without_server(lab: &Lab) -> Result<()> {
     direct::write(&file, 0, &[1; 4096])?;
     drop(file);
     server.kill()?;
-    let output = device.run_detach(&[]).context("detach without a server, unflushed writes")?;
+    let output = device
+        .run_detach(&[])
+        .context("detach without a server, unflushed writes")?;
     if output.code == Some(0) {
-        bail!("detach claims success although a write is not flushed: {}", output.said());
+        bail!(
+            "detach claims success although a write is not flushed: {}",
+            output.said()
+        );
     }
     if !device.agent_alive() {
-        bail!("detach failed ({}), and yet the agent is gone: {}", output.ending(), output.said());
+        bail!(
+            "detach failed ({}), and yet the agent is gone: {}",
+            output.ending(),
+            output.said()
+        );
     }
     server.start()?;
     works_again(device.block())?;

@@ -158,7 +158,9 @@ fn one(fault: Fault, server: &mut Server<'_>, proxy: &Proxy, rng: &mut Rng) -> R
         Fault::EndUpstream => proxy.end_upstream(),
     }
     let before = proxy.bytes();
-    wait::until("I/O to go on", RECOVERY, || Ok(proxy.bytes() >= before + PROGRESS))
+    wait::until("I/O to go on", RECOVERY, || {
+        Ok(proxy.bytes() >= before + PROGRESS)
+    })
 }
 
 #[cfg(test)]
@@ -174,7 +176,8 @@ mod tests {
             keep: false,
             only: None,
         };
-        let count = |faults: &[Fault], name: &str| faults.iter().filter(|f| f.name() == name).count();
+        let count =
+            |faults: &[Fault], name: &str| faults.iter().filter(|f| f.name() == name).count();
         let full = schedule(&plan(false), &mut Rng::new(1));
         assert_eq!(full, schedule(&plan(false), &mut Rng::new(1)));
         assert_eq!((count(&full, "kills"), count(&full, "resets")), (20, 50));

@@ -24,7 +24,10 @@ const BOUND: Duration = Duration::from_secs(120);
 /// Runs the campaign.
 pub fn run(lab: &Lab, report: &mut Report) -> Result<()> {
     let mib = lab.plan.pick(700, 160);
-    let names = [("writers in little memory", false), ("everything in little memory", true)];
+    let names = [
+        ("writers in little memory", false),
+        ("everything in little memory", true),
+    ];
     for (name, all) in names {
         if lab.plan.wants(name) {
             report.case(name, |report| squeeze(lab, report, mib, all));
@@ -62,17 +65,31 @@ fn squeeze(lab: &Lab, report: &mut Report, mib: u64, all: bool) -> Result<()> {
     let mut hog = start_inside(&own, &["hog".into(), (hog << 20).to_string()])?;
     let hits = group.hits();
     let copy = |to: &Path| -> Result<Running> {
-        let args = [format!("if={}", source.display()), format!("of={}", to.display()), "bs=1M".into(), "conv=fsync".into()];
+        let args = [
+            format!("if={}", source.display()),
+            format!("of={}", to.display()),
+            "bs=1M".into(),
+            "conv=fsync".into(),
+        ];
         start_inside(Path::new("dd"), &args)
     };
     let start = Instant::now();
     let files = [mount.point().join("a"), mount.point().join("b")];
-    let both = files.iter().map(|file| copy(file)).collect::<Result<Vec<_>>>()?;
+    let both = files
+        .iter()
+        .map(|file| copy(file))
+        .collect::<Result<Vec<_>>>()?;
     for dd in both {
-        dd.finish(BOUND).context("dd under memory pressure")?.expect_code(0)?;
+        dd.finish(BOUND)
+            .context("dd under memory pressure")?
+            .expect_code(0)?;
     }
     let rate = 2.0 * mib as f64 / start.elapsed().as_secs_f64();
-    say(&format!("{rate:.0} MiB/s, {} hits of the limit, peak {} MiB", group.hits() - hits, group.peak() >> 20));
+    say(&format!(
+        "{rate:.0} MiB/s, {} hits of the limit, peak {} MiB",
+        group.hits() - hits,
+        group.peak() >> 20
+    ));
     if group.hits() == hits {
         bail!("the limit was never hit: no memory pressure");
     }
@@ -82,7 +99,14 @@ fn squeeze(lab: &Lab, report: &mut Report, mib: u64, all: bool) -> Result<()> {
     }
     hog.kill();
     report.count("limit-hits", group.hits() - hits);
-    report.figure(if all { "MiB/s all inside" } else { "MiB/s writers inside" }, rate.round());
+    report.figure(
+        if all {
+            "MiB/s all inside"
+        } else {
+            "MiB/s writers inside"
+        },
+        rate.round(),
+    );
 
     fsys::drop_caches()?;
     for file in &files {
@@ -91,7 +115,9 @@ fn squeeze(lab: &Lab, report: &mut Report, mib: u64, all: bool) -> Result<()> {
         report.count("files-verified", 1);
     }
     device.check_not_failed()?;
-    server.check_alive().context("the server under memory pressure")?;
+    server
+        .check_alive()
+        .context("the server under memory pressure")?;
     let names = [device.block_name()];
     mount.unmount()?;
     Kind::Ext4.check(device.block())?;

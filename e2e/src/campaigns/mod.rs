@@ -7,6 +7,7 @@ mod content;
 mod deadline;
 mod faults;
 mod hostile;
+mod hostile_fake;
 mod hostile_frames;
 mod hostile_peers;
 mod hostile_server;
@@ -87,7 +88,12 @@ pub fn run(campaign: &Campaign, plan: &Plan) -> Result<Outcome> {
     let lab = Lab::new(plan)?;
     let mut report = Report::new(campaign.name, plan.short, plan.seed);
     let form = plan.pick("full", "short");
-    eprintln!("{} ({form}), seed {}, {}", campaign.name, plan.seed, lab.root().display());
+    eprintln!(
+        "{} ({form}), seed {}, {}",
+        campaign.name,
+        plan.seed,
+        lab.root().display()
+    );
     let seconds = plan.pick(campaign.full_bound, campaign.short_bound);
     interrupt::set_bound(campaign.name, Duration::from_secs(seconds));
     let start = Instant::now();

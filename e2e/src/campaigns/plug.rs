@@ -3,14 +3,12 @@
 //! attach and with nothing cached, every block, both file systems and both images are right.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use super::faults;
-use crate::command::cmd;
 use crate::fio::{self, Job};
 use crate::lab::device::Device;
 use crate::lab::fsys::{self, Kind, Mount};
@@ -19,6 +17,7 @@ use crate::lab::server::Server;
 use crate::lab::Lab;
 use crate::proxy::Proxy;
 use crate::report::{say, Report};
+use crate::stress::{write_passes, Fio, Passes};
 
 /// Bytes of each image; XFS takes no less than 300 MiB.
 const SIZE: u64 = 512 << 20;
@@ -26,8 +25,6 @@ const SIZE: u64 = 512 << 20;
 const PASS: u64 = 40 << 20;
 /// Files that fio writes in turn.
 const FILES: u64 = 3;
-/// Bound on one pass: the longest outage and then some.
-const PASS_BOUND: Duration = Duration::from_secs(600);
 
 struct Disk {
     kind: Kind,
@@ -37,6 +34,11 @@ struct Disk {
 
 /// The last pass that was written to each file.
 type Written = Vec<Option<Job>>;
+
+fn files(mount: &Mount) -> Vec<String> {
+    let path = |n: u64| fio::target(&mount.point().join(format!("file{n}")));
+    (0..FILES).map(path).collect()
+}
 
 /// Runs the campaign.
 pub fn run(lab: &Lab, report: &mut Report) -> Result<()> {
@@ -51,9 +53,15 @@ pub fn run(lab: &Lab, report: &mut Report) -> Result<()> {
         }
         let export = kind.name().to_owned();
         let image = lab.image(&format!("{export}.img"), SIZE)?;
-        disks.push(Disk { kind, export, image });
+        disks.push(Disk {
+            kind,
+            export,
+            image,
+        });
     }
-    let exports = disks.iter().map(|d| format!("{}={}", d.export, d.image.display()));
+    let exports = disks
+        .iter()
+        .map(|d| format!("{}={}", d.export, d.image.display()));
     let mut server = Server::tcp(lab)?.with(exports);
     server.start()?;
     let proxy = Proxy::start(server.addr())?;
@@ -95,15 +103,13 @@ fn pull(
     let over = AtomicBool::new(false);
     let mut written = Vec::new();
     let injected = std::thread::scope(|scope| {
-        let writers: Vec<_> = disks
+        let writers: Vec<_> = mounts
             .iter()
-            .zip(&mounts)
             .enumerate()
-            .map(|(at, (disk, mount))| {
+            .map(|(at, mount)| {
                 let seed = lab.rng(10 + at as u64).next_u64() >> 33;
-                let point = mount.point().to_owned();
-                let (over, name, lab) = (&over, &disk.export, Shared::of(lab));
-                scope.spawn(move || write_passes(&lab, &point, name, seed, over))
+                let (over, files, fio) = (&over, files(mount), Fio::of(lab));
+                scope.spawn(move || write_passes(&fio, &files, PASS, seed, over))
             })
             .collect();
         let (counts, result) = faults::inject(&faults, server, proxy, &mut rng);
@@ -112,12 +118,19 @@ fn pull(
             report.count(what, n);
         }
         for (disk, writer) in disks.iter().zip(writers) {
-            let (passes, files, result) = writer.join().unwrap_or_else(|_| {
-                (0, Written::new(), Err(anyhow::anyhow!("the thread panicked")))
+            let (passes, result) = writer.join().unwrap_or_else(|_| {
+                (
+                    Passes::default(),
+                    Err(anyhow::anyhow!("the thread panicked")),
+                )
             });
-            report.count("fio-passes", passes);
-            written.push(files);
-            report.note(&format!("fio on {} met no error", disk.export), result, Duration::ZERO);
+            report.count("fio-passes", passes.count);
+            written.push(passes.written);
+            report.note(
+                &format!("fio on {} met no error", disk.export),
+                result,
+                Duration::ZERO,
+            );
         }
         result
     });
@@ -143,56 +156,6 @@ fn pull(
     Ok(written)
 }
 
-/// What the threads need of the laboratory, which itself stays with its thread.
-struct Shared {
-    mark: Vec<(std::ffi::OsString, std::ffi::OsString)>,
-}
-
-impl Shared {
-    fn of(lab: &Lab) -> Shared {
-        let mut command = cmd("true", [""; 0]);
-        lab.mark(&mut command);
-        let mark = command.get_envs().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned())));
-        Shared { mark: mark.collect() }
-    }
-
-    fn run(&self, mut command: Command) -> Result<serde_json::Value> {
-        command.envs(self.mark.iter().cloned());
-        fio::run(&mut command, PASS_BOUND)
-    }
-}
-
-/// One pass of fio after the other, until all faults are over; what each file holds at the end.
-fn write_passes(
-    lab: &Shared,
-    point: &std::path::Path,
-    name: &str,
-    seed: u64,
-    over: &AtomicBool,
-) -> (u64, Written, Result<()>) {
-    let mut written = vec![None; FILES as usize];
-    let mut passes = 0;
-    while passes < FILES || !over.load(Ordering::Relaxed) {
-        let file = passes % FILES;
-        let job = Job {
-            target: fio::target(&point.join(format!("file{file}"))),
-            size: PASS,
-            block: [4096, 16384, 65536][(passes % 3) as usize],
-            depth: 16,
-            seed: seed + passes,
-        };
-        let result = lab
-            .run(job.write_and_verify())
-            .with_context(|| format!("pass {passes} on {name}"));
-        if let Err(error) = result {
-            return (passes, written, Err(error));
-        }
-        written[file as usize] = Some(job);
-        passes += 1;
-    }
-    (passes, written, Ok(()))
-}
-
 /// Nothing cached, a new device, a new mount: fio's verification, the file-system check, and the image byte by byte.
 fn verify(
     lab: &Lab,
@@ -205,15 +168,22 @@ fn verify(
     let device = Device::attach(lab, &server.url(&disk.export), &[])?;
     disk.kind.check(device.block())?;
     let mount = Mount::new(lab, disk.kind, device.block(), "")?;
-    let shared = Shared::of(lab);
-    for (at, job) in written.iter().enumerate() {
-        let mut job = job.clone().with_context(|| format!("file{at} was never finished"))?;
-        job.target = fio::target(&mount.point().join(format!("file{at}")));
-        shared.run(job.verify_only()).with_context(|| format!("verifying file{at}"))?;
+    let fio = Fio::of(lab);
+    for ((at, job), target) in written.iter().enumerate().zip(files(&mount)) {
+        let job = job
+            .clone()
+            .with_context(|| format!("file{at} was never finished"))?;
+        let job = Job { target, ..job };
+        fio.run(job.verify_only())
+            .with_context(|| format!("verifying file{at}"))?;
         report.count("files-verified", 1);
     }
     mount.unmount()?;
     let hash = fsys::compare(device.block(), &disk.image)?;
-    say(&format!("{} and its image: BLAKE3 {}", disk.export, &hash[..16]));
+    say(&format!(
+        "{} and its image: BLAKE3 {}",
+        disk.export,
+        &hash[..16]
+    ));
     device.detach()
 }

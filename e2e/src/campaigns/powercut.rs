@@ -36,8 +36,13 @@ pub fn run(lab: &Lab, report: &mut Report) -> Result<()> {
         retained(lab, report)?;
     }
     if lab.plan.wants("retention off") {
-        report.case("retention off: what was flushed survives", |_| nothing_lost(lab));
-        report.case("retention off: a loss fails the device, and it says why", |_| lost(lab));
+        report.case("retention off: what was flushed survives", |_| {
+            nothing_lost(lab)
+        });
+        report.case(
+            "retention off: a loss fails the device, and it says why",
+            |_| lost(lab),
+        );
     }
     Ok(())
 }
@@ -74,8 +79,17 @@ fn retained(lab: &Lab, report: &mut Report) -> Result<()> {
         let mut result = Ok(());
         for round in 1..=rounds {
             let check = round % lab.plan.pick(5, 3) == 0;
-            result = one_cut(lab, report, &mut server, &mut export, &image, &writers, &mut rng, check)
-                .with_context(|| format!("round {round} of {rounds}"));
+            result = one_cut(
+                lab,
+                report,
+                &mut server,
+                &mut export,
+                &image,
+                &writers,
+                &mut rng,
+                check,
+            )
+            .with_context(|| format!("round {round} of {rounds}"));
             if result.is_err() {
                 break;
             }
@@ -87,14 +101,28 @@ fn retained(lab: &Lab, report: &mut Report) -> Result<()> {
             let _ = device.run_detach(&["--force"]);
         }
         for thread in threads {
-            let wrote = thread.join().unwrap_or_else(|_| bail!("the thread panicked"));
+            let wrote = thread
+                .join()
+                .unwrap_or_else(|_| bail!("the thread panicked"));
             report.note("a writer met no error", wrote, Duration::ZERO);
         }
         result
     });
     let whole = report.case("writing went on after every power cut", |_| cut);
-    report.count("fsyncs", writers.iter().map(|w| w.fsyncs.load(Ordering::Relaxed)).sum());
-    report.count("writes", writers.iter().map(|w| w.writes.load(Ordering::Relaxed)).sum());
+    report.count(
+        "fsyncs",
+        writers
+            .iter()
+            .map(|w| w.fsyncs.load(Ordering::Relaxed))
+            .sum(),
+    );
+    report.count(
+        "writes",
+        writers
+            .iter()
+            .map(|w| w.writes.load(Ordering::Relaxed))
+            .sum(),
+    );
     if !whole {
         return Ok(());
     }
@@ -113,18 +141,21 @@ fn retained(lab: &Lab, report: &mut Report) -> Result<()> {
         device.detach()
     });
     report.case("no error in the kernel's log", |_| log.check(&[name]));
-    report.case("a fresh attach shows everything that was written", |report| {
-        fsys::drop_caches()?;
-        let device = Device::attach(lab, &server.url("disk"), &[])?;
-        Kind::Ext4.check(device.block())?;
-        let mount = Mount::new(lab, Kind::Ext4, device.block(), "ro")?;
-        for (n, writer) in writers.iter().enumerate() {
-            let checked = writer.check_latest(&mount.point().join(format!("w{n}")))?;
-            report.count("sectors-verified", checked);
-        }
-        mount.unmount()?;
-        device.detach()
-    });
+    report.case(
+        "a fresh attach shows everything that was written",
+        |report| {
+            fsys::drop_caches()?;
+            let device = Device::attach(lab, &server.url("disk"), &[])?;
+            Kind::Ext4.check(device.block())?;
+            let mount = Mount::new(lab, Kind::Ext4, device.block(), "ro")?;
+            for (n, writer) in writers.iter().enumerate() {
+                let checked = writer.check_latest(&mount.point().join(format!("w{n}")))?;
+                report.count("sectors-verified", checked);
+            }
+            mount.unmount()?;
+            device.detach()
+        },
+    );
     server.stop()
 }
 
@@ -152,7 +183,12 @@ fn one_cut(
     let new = spec(image, rng);
     server.replace_arg(export, &new);
     *export = new;
-    let done = || writers.iter().map(|w| w.fsyncs.load(Ordering::Relaxed)).sum::<u64>();
+    let done = || {
+        writers
+            .iter()
+            .map(|w| w.fsyncs.load(Ordering::Relaxed))
+            .sum::<u64>()
+    };
     let at_cut = done();
     server.start()?;
     wait::until("fsyncs to go on", RECOVERY, || Ok(done() >= at_cut + 4))
@@ -168,15 +204,25 @@ fn check_image(
 ) -> Result<u64> {
     let copy = lab.path("after-cut.img");
     let minute = Duration::from_secs(60);
-    command::ok(cmd("cp", ["--sparse=always", "--reflink=auto"]).arg(image).arg(&copy), minute)?;
+    command::ok(
+        cmd("cp", ["--sparse=always", "--reflink=auto"])
+            .arg(image)
+            .arg(&copy),
+        minute,
+    )?;
     let mount = Mount::new(lab, Kind::Ext4, &copy, "loop")?;
     let mut checked = 0;
     for (n, (writer, before)) in writers.iter().zip(before).enumerate() {
         let dir = mount.point().join(format!("w{n}"));
         // A file whose fsync waits for the server is not known now; then what was known before has to do.
         let after = writer.models(false);
-        let after: Vec<_> = after.into_iter().zip(before).map(|(a, b)| a.or_else(|| unbounded(b))).collect();
-        checked += check_durable(&dir, before, &after).context("on the disk after the power cut")?;
+        let after: Vec<_> = after
+            .into_iter()
+            .zip(before)
+            .map(|(a, b)| a.or_else(|| unbounded(b)))
+            .collect();
+        checked +=
+            check_durable(&dir, before, &after).context("on the disk after the power cut")?;
     }
     mount.unmount()?;
     let loop_gone = || {
@@ -187,7 +233,9 @@ fn check_image(
         }))
     };
     wait::until("the loop device of the copy to go", SOON, loop_gone)?;
-    Kind::Ext4.check(&copy).context("after the power cut and a replay of the journal")?;
+    Kind::Ext4
+        .check(&copy)
+        .context("after the power cut and a replay of the journal")?;
     std::fs::remove_file(&copy)?;
     Ok(checked)
 }

@@ -127,7 +127,9 @@ impl Writer {
         let offset = first * SECTOR as u64;
         if direct {
             options.custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32);
-            options.open(self.path(at))?.write_all_at(&Aligned::of(&bytes), offset)
+            options
+                .open(self.path(at))?
+                .write_all_at(&Aligned::of(&bytes), offset)
         } else {
             options.open(self.path(at))?.write_all_at(&bytes, offset)
         }
@@ -140,8 +142,12 @@ impl Writer {
         let mut model = lock(&self.models[at]);
         let file = File::open(self.path(at))?;
         // fdatasync has to bring a new size with it, too.
-        if with_metadata { file.sync_all() } else { file.sync_data() }
-            .with_context(|| format!("fsync of {}", self.path(at).display()))?;
+        if with_metadata {
+            file.sync_all()
+        } else {
+            file.sync_data()
+        }
+        .with_context(|| format!("fsync of {}", self.path(at).display()))?;
         self.note_durable(&mut model);
         Ok(())
     }
@@ -163,12 +169,15 @@ impl Writer {
         let aside = self.dir.join(format!("f{at}.new"));
         let file = File::create(&aside)?;
         file.write_all_at(&run(id, 0, count, *version), 0)?;
-        file.sync_all().with_context(|| format!("fsync of {}", aside.display()))?;
+        file.sync_all()
+            .with_context(|| format!("fsync of {}", aside.display()))?;
         model.id = id;
         model.latest = vec![*version; count as usize];
         *version += 1;
         std::fs::rename(&aside, self.path(at))?;
-        File::open(&self.dir)?.sync_all().context("fsync of the directory")?;
+        File::open(&self.dir)?
+            .sync_all()
+            .context("fsync of the directory")?;
         self.note_durable(&mut model);
         Ok(())
     }
@@ -208,8 +217,7 @@ impl Writer {
                 let right = match look(sector) {
                     Found::Zeroes => wanted == 0,
                     Found::Sector(label) => {
-                        (label.file, label.index, label.version)
-                            == (model.id, index as u64, wanted)
+                        (label.file, label.index, label.version) == (model.id, index as u64, wanted)
                     }
                     Found::Garbage => false,
                 };
@@ -297,7 +305,10 @@ mod tests {
         assert!(writer.check_latest(&files).unwrap() > 3);
         let before = writer.models(true);
         assert!(check_durable(&files, &before, &writer.models(true)).unwrap() > 0);
-        let file = OpenOptions::new().write(true).open(files.join("f1")).unwrap();
+        let file = OpenOptions::new()
+            .write(true)
+            .open(files.join("f1"))
+            .unwrap();
         file.write_all_at(&[0; SECTOR], 0).unwrap();
         assert!(writer.check_latest(&files).is_err());
         assert!(check_durable(&files, &before, &writer.models(true)).is_err());

@@ -33,7 +33,10 @@ impl Cgroup {
 
     /// A command that runs the one behind it in this group.
     pub fn prefix(&self) -> Vec<String> {
-        let script = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", self.dir.display());
+        let script = format!(
+            "echo $$ > {}/cgroup.procs && exec \"$@\"",
+            self.dir.display()
+        );
         ["sh", "-c", &script, "sh"].map(str::to_owned).to_vec()
     }
 

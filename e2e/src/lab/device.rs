@@ -101,7 +101,11 @@ impl<'l> Device<'l> {
 
     /// The block device's name, `loop3`.
     pub fn block_name(&self) -> String {
-        self.block.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        self.block
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
     }
 
     /// The agent's process.
@@ -111,7 +115,9 @@ impl<'l> Device<'l> {
 
     /// Whether the agent runs.
     pub fn agent_alive(&self) -> bool {
-        sweep::processes(self.lab.root()).iter().any(|(pid, _)| *pid == self.pid)
+        sweep::processes(self.lab.root())
+            .iter()
+            .any(|(pid, _)| *pid == self.pid)
     }
 
     /// What `dst status --json` says of it.
@@ -124,8 +130,12 @@ impl<'l> Device<'l> {
             .run_dst(&["status", "--json"], Duration::from_secs(20))?
             .expect_code(0)?;
         let json = output.json()?;
-        let devices = json["devices"].as_array().context("no devices in dst status")?;
-        let device = devices.iter().find(|device| device["name"] == self.name.as_str());
+        let devices = json["devices"]
+            .as_array()
+            .context("no devices in dst status")?;
+        let device = devices
+            .iter()
+            .find(|device| device["name"] == self.name.as_str());
         device
             .cloned()
             .with_context(|| format!("{} is not in dst status: {json}", self.name))
@@ -137,7 +147,9 @@ impl<'l> Device<'l> {
     /// As [`Device::status`].
     pub fn number(&self, field: &str) -> Result<u64> {
         let status = self.status()?;
-        status[field].as_u64().with_context(|| format!("no {field} in {status}"))
+        status[field]
+            .as_u64()
+            .with_context(|| format!("no {field} in {status}"))
     }
 
     /// Its state and message.
@@ -214,8 +226,14 @@ impl<'l> Device<'l> {
         wait::until("the end of the agent", Duration::from_secs(5), agent)?;
         let dir = self.lab.runtime_dir().join(&self.name);
         if dir.exists() {
-            let files = std::fs::read_dir(&dir)?.flatten().map(|entry| entry.file_name());
-            bail!("{} is still there, with {:?}", dir.display(), files.collect::<Vec<_>>());
+            let files = std::fs::read_dir(&dir)?
+                .flatten()
+                .map(|entry| entry.file_name());
+            bail!(
+                "{} is still there, with {:?}",
+                dir.display(),
+                files.collect::<Vec<_>>()
+            );
         }
         Ok(())
     }

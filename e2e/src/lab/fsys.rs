@@ -37,7 +37,10 @@ impl Kind {
     pub fn make(self, device: &Path) -> Result<()> {
         let mut command = match self {
             // Not lazily: the background initialisation would write at times of its own.
-            Kind::Ext4 => cmd("mkfs.ext4", ["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"]),
+            Kind::Ext4 => cmd(
+                "mkfs.ext4",
+                ["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
+            ),
             Kind::Xfs => cmd("mkfs.xfs", ["-q", "-f"]),
         };
         command::ok(command.arg(device), BOUND)?;
@@ -123,7 +126,9 @@ pub fn drop_caches() -> Result<()> {
 /// `/proc/filesystems` can't be read.
 pub fn supports(kind: Kind) -> Result<bool> {
     let known = std::fs::read_to_string("/proc/filesystems")?;
-    Ok(known.lines().any(|line| line.trim_start_matches("nodev").trim() == kind.name()))
+    Ok(known
+        .lines()
+        .any(|line| line.trim_start_matches("nodev").trim() == kind.name()))
 }
 
 /// Compares a block device with the image that it should show, byte by byte; returns the BLAKE3 hash of both.
@@ -145,11 +150,21 @@ pub fn compare(device: &Path, image: &Path) -> Result<String> {
         crate::interrupt::check()?;
         let len = (size - at).min(PIECE as u64) as usize;
         let (l, r) = (&mut left[..len], &mut right[..len]);
-        a.read_exact(l).with_context(|| format!("reading {} at {at}", device.display()))?;
-        b.read_exact(r).with_context(|| format!("reading {} at {at}", image.display()))?;
+        a.read_exact(l)
+            .with_context(|| format!("reading {} at {at}", device.display()))?;
+        b.read_exact(r)
+            .with_context(|| format!("reading {} at {at}", image.display()))?;
         if l != r {
-            let first = l.iter().zip(r.iter()).position(|(x, y)| x != y).unwrap_or(0);
-            let differing = l.chunks(512).zip(r.chunks(512)).filter(|(x, y)| x != y).count();
+            let first = l
+                .iter()
+                .zip(r.iter())
+                .position(|(x, y)| x != y)
+                .unwrap_or(0);
+            let differing = l
+                .chunks(512)
+                .zip(r.chunks(512))
+                .filter(|(x, y)| x != y)
+                .count();
             bail!(
                 "{} and {} differ from byte {} on ({differing} sectors in that MiB)",
                 device.display(),

@@ -77,8 +77,12 @@ impl Lab {
         if !rustix::process::geteuid().is_root() {
             bail!("campaigns need root: they make block devices and mount them");
         }
-        let dst = std::fs::canonicalize(&plan.dst)
-            .with_context(|| format!("no binary at {}: build it with `cargo build --release -p dst`, or give --dst PATH", plan.dst.display()))?;
+        let dst = std::fs::canonicalize(&plan.dst).with_context(|| {
+            format!(
+                "no binary at {}: build it with `cargo build --release -p dst`, or give --dst PATH",
+                plan.dst.display()
+            )
+        })?;
         // Random, and not from the seed: two runs of one seed must not meet.
         let mut id = [0; 4];
         rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
@@ -90,7 +94,10 @@ impl Lab {
         let first = 20_000 + (u16::from_le_bytes([id[0], id[1]]) % 11_000);
         Ok(Lab {
             root,
-            plan: Plan { dst, ..plan.clone() },
+            plan: Plan {
+                dst,
+                ..plan.clone()
+            },
             serial: Cell::new(0),
             next_port: Cell::new(first),
             finished: Cell::new(false),

@@ -33,12 +33,39 @@ impl Network {
             ip(&["-n", name, "link", "set", "lo", "up"])?;
         }
         ip(&[
-            "-n", &network.server, "link", "add", LINK, "type", "veth", "peer", "name", LINK, "netns",
+            "-n",
+            &network.server,
+            "link",
+            "add",
+            LINK,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            LINK,
+            "netns",
             &network.client,
         ])?;
         for (name, host) in [(&network.server, 1), (&network.client, 2)] {
-            ip(&["-n", name, "addr", "add", &format!("10.77.0.{host}/24"), "dev", LINK])?;
-            ip(&["-n", name, "addr", "add", &format!("fd77::{host}/64"), "dev", LINK, "nodad"])?;
+            ip(&[
+                "-n",
+                name,
+                "addr",
+                "add",
+                &format!("10.77.0.{host}/24"),
+                "dev",
+                LINK,
+            ])?;
+            ip(&[
+                "-n",
+                name,
+                "addr",
+                "add",
+                &format!("fd77::{host}/64"),
+                "dev",
+                LINK,
+                "nodad",
+            ])?;
             ip(&["-n", name, "link", "set", LINK, "up"])?;
         }
         Ok(network)
@@ -59,7 +86,14 @@ impl Network {
     /// # Errors
     /// `ip` fails.
     pub fn set_cable(&self, up: bool) -> Result<()> {
-        ip(&["-n", &self.server, "link", "set", LINK, if up { "up" } else { "down" }])
+        ip(&[
+            "-n",
+            &self.server,
+            "link",
+            "set",
+            LINK,
+            if up { "up" } else { "down" },
+        ])
     }
 
     /// Adds and removes IPv4 addresses of the server's side (`10.77.0.9`).
@@ -89,7 +123,15 @@ impl Drop for Network {
 
 fn move_address(space: &str, from: &str, to: &str) -> Result<()> {
     ip(&["-n", space, "addr", "add", &format!("{to}/24"), "dev", LINK])?;
-    ip(&["-n", space, "addr", "del", &format!("{from}/24"), "dev", LINK])
+    ip(&[
+        "-n",
+        space,
+        "addr",
+        "del",
+        &format!("{from}/24"),
+        "dev",
+        LINK,
+    ])
 }
 
 /// Only the network namespace: the mounts of an agent stay where everybody sees them.

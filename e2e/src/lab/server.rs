@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read as _;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -47,7 +47,11 @@ impl<'l> Server<'l> {
     /// No port is free.
     pub fn tcp(lab: &'l Lab) -> Result<Server<'l>> {
         let port = lab.port()?;
-        Ok(Server::at(lab, format!("dst://127.0.0.1:{port}"), Listens::Tcp(([127, 0, 0, 1], port).into())))
+        Ok(Server::at(
+            lab,
+            format!("dst://127.0.0.1:{port}"),
+            Listens::Tcp(([127, 0, 0, 1], port).into()),
+        ))
     }
 
     /// On a TCP port of `::1`; not started.
@@ -57,13 +61,21 @@ impl<'l> Server<'l> {
     pub fn tcp6(lab: &'l Lab) -> Result<Server<'l>> {
         let port = lab.port()?;
         let addr = (std::net::Ipv6Addr::LOCALHOST, port).into();
-        Ok(Server::at(lab, format!("dst://[::1]:{port}"), Listens::Tcp(addr)))
+        Ok(Server::at(
+            lab,
+            format!("dst://[::1]:{port}"),
+            Listens::Tcp(addr),
+        ))
     }
 
     /// On a Unix socket in the laboratory; not started.
     pub fn unix(lab: &'l Lab, name: &str) -> Server<'l> {
         let path = lab.path(name);
-        Server::at(lab, format!("dst+unix://{}", path.display()), Listens::Unix(path))
+        Server::at(
+            lab,
+            format!("dst+unix://{}", path.display()),
+            Listens::Unix(path),
+        )
     }
 
     /// Anywhere, for example in a network namespace: `prefix` starts a command there, and `ask` succeeds when the server is
@@ -133,11 +145,6 @@ impl<'l> Server<'l> {
         }
     }
 
-    /// Its log.
-    pub fn log(&self) -> &Path {
-        &self.log
-    }
-
     /// How often it was started.
     pub fn starts(&self) -> u64 {
         self.starts
@@ -163,6 +170,31 @@ impl<'l> Server<'l> {
     /// # Errors
     /// It ends, or does not answer.
     pub fn start(&mut self) -> Result<()> {
+        self.start_without_waiting()?;
+        let (listens, lab, log) = (self.listens.clone(), self.lab, self.log.clone());
+        let child = self.child.as_mut().context("just started")?;
+        wait::until("the server to answer", START, || {
+            if let Some(status) = child.try_wait()? {
+                let text = std::fs::read_to_string(&log).unwrap_or_default();
+                bail!("the server ended with {status}: {}", text.trim());
+            }
+            Ok(answers(lab, &listens))
+        })
+        .with_context(|| format!("`{}`", command::line(&self.command())))
+        .inspect_err(|_| {
+            drop(
+                self.child
+                    .take()
+                    .map(|mut child| (child.kill(), child.wait())),
+            )
+        })
+    }
+
+    /// Starts it where it can't be asked whether it is ready.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn start_without_waiting(&mut self) -> Result<()> {
         if self.child.is_some() {
             bail!("the server runs already");
         }
@@ -177,16 +209,7 @@ impl<'l> Server<'l> {
             .with_context(|| format!("can't start `{}`", command::line(&command)))?;
         self.child = Some(child);
         self.starts += 1;
-        let (listens, lab, log) = (self.listens.clone(), self.lab, self.log.clone());
-        let child = self.child.as_mut().context("just started")?;
-        wait::until("the server to answer", START, || {
-            if let Some(status) = child.try_wait()? {
-                let text = std::fs::read_to_string(&log).unwrap_or_default();
-                bail!("the server ended with {status}: {}", text.trim());
-            }
-            Ok(answers(lab, &listens))
-        })
-        .with_context(|| format!("`{}`", command::line(&command)))
+        Ok(())
     }
 
     /// Starts it where it is expected to refuse: its exit code and what it said.
@@ -229,7 +252,10 @@ impl<'l> Server<'l> {
         let child = self.child.as_mut().context("the server does not run")?;
         if let Some(status) = child.try_wait()? {
             self.child = None;
-            bail!("the server ended by itself with {status}: {}", self.last_words());
+            bail!(
+                "the server ended by itself with {status}: {}",
+                self.last_words()
+            );
         }
         Ok(())
     }
@@ -265,7 +291,10 @@ impl<'l> Server<'l> {
         }
         match status?.code() {
             Some(0) => Ok(()),
-            code => bail!("after SIGTERM the server ended with {code:?}: {}", self.last_words()),
+            code => bail!(
+                "after SIGTERM the server ended with {code:?}: {}",
+                self.last_words()
+            ),
         }
     }
 

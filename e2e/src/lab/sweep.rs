@@ -40,7 +40,11 @@ pub fn find(root: &Path) -> Found {
             .collect()
     };
     let mut cgroups = Vec::new();
-    for dir in ["/sys/fs/cgroup/memory", "/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+    for dir in [
+        "/sys/fs/cgroup/memory",
+        "/sys/fs/cgroup",
+        "/sys/fs/cgroup/unified",
+    ] {
         cgroups.extend(named(dir));
     }
     Found {
@@ -82,7 +86,11 @@ impl Found {
         text.extend(self.mounts.iter().map(|m| format!("mount {}", m.display())));
         text.extend(self.loops.iter().map(|l| format!("loop device {l}")));
         text.extend(self.links.iter().map(|l| format!("link {}", l.display())));
-        text.extend(self.cgroups.iter().map(|c| format!("cgroup {}", c.display())));
+        text.extend(
+            self.cgroups
+                .iter()
+                .map(|c| format!("cgroup {}", c.display())),
+        );
         let namespaces = self.namespaces.iter();
         text.extend(namespaces.map(|n| format!("network namespace {n}")));
         text
@@ -143,7 +151,10 @@ pub fn processes(root: &Path) -> Vec<(i32, String)> {
             continue;
         }
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let line: Vec<_> = line.split(|b| *b == 0).map(String::from_utf8_lossy).collect();
+        let line: Vec<_> = line
+            .split(|b| *b == 0)
+            .map(String::from_utf8_lossy)
+            .collect();
         found.push((pid, line.join(" ").trim().to_owned()));
     }
     found
@@ -193,11 +204,21 @@ pub fn save_logs(root: &Path) {
     };
     for path in entries(root) {
         if path.extension().is_some_and(|e| e == "log") {
-            save(&path, path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+            save(
+                &path,
+                path.file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned(),
+            );
         }
     }
     for dir in entries(&root.join("run")) {
-        let device = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let device = dir
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         save(&dir.join("log"), format!("agent-{device}.log"));
     }
     if saved > 0 {

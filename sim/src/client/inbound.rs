@@ -90,6 +90,7 @@ impl Agent {
             &mut out,
         )?;
         link.out.push(&out[..len]);
+        link.greeted = true;
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use crate::ctx::Ctx;
 use crate::network::{Side, StreamId};
 use crate::outbox::Next;
 use crate::plant::Plant;
+use crate::queue::{MICRO, SECOND};
 use crate::trace;
 use crate::wirebook::Owner;
 
@@ -193,6 +194,14 @@ impl Agent {
         loop {
             let link = &mut self.links[usize::from(index)];
             let (wanted, taken) = match link.out.next() {
+                None if link.doomed && link.greeted => {
+                    // OPEN or JOIN arrives late, perhaps after a newer one.
+                    link.doomed = false;
+                    let late = ctx.rng.spread(10 * MICRO, SECOND);
+                    let notice = [Some(MICRO), Some(MICRO)];
+                    ctx.net.cut(&mut ctx.queue, stream, notice, late);
+                    return true;
+                }
                 None => return true,
                 Some(Next::Bytes(bytes)) => {
                     (bytes.len(), ctx.net.write(&mut ctx.queue, stream, Side::Client, bytes))

@@ -9,7 +9,7 @@ use crate::content::{self, SECTOR};
 use crate::ctx::Ctx;
 use crate::model::{Range, RequestId};
 use crate::plant::Plant;
-use crate::queue::{Event, MICRO};
+use crate::queue::{Event, MICRO, MILLI, SECOND};
 use crate::trace;
 use crate::workload::{self, Wish};
 
@@ -58,8 +58,18 @@ impl Agent {
     /// From now on the user wants these, and nothing else.
     pub fn follow(&mut self, ctx: &mut Ctx, script: Vec<Wish>) {
         self.left = 0;
+        self.disappointed = 0;
         self.script = script.into();
         self.schedule_user(ctx);
+    }
+
+    /// The user wants more, after a while.
+    pub fn ask_more(&mut self, ctx: &mut Ctx, requests: u32) {
+        self.left += requests;
+        self.submit_scheduled = true;
+        let pause = ctx.rng.spread(10 * MILLI, SECOND);
+        let client = self.birth.number;
+        ctx.queue.after(pause, Event::Submit { client });
     }
 
     /// Size of the device, bytes; none before the first session.
@@ -176,7 +186,10 @@ impl Agent {
         ctx.trace.mix(u64::from(id) << 1 | u64::from(result.is_ok()));
         match result {
             Ok(()) => ctx.stats.succeeded += 1,
-            Err(Failure::Deadline) => ctx.stats.expired += 1,
+            Err(Failure::Deadline) => {
+                ctx.stats.expired += 1;
+                self.disappointed += 1;
+            }
             Err(_) => ctx.stats.failed += 1,
         }
         match result {
@@ -237,7 +250,10 @@ impl Agent {
                 ctx.model.finish_read(id, values)
             }
             Kind::FLUSH => {
-                ctx.model.ack_flush(asked.submitted);
+                // It speaks for the writes of its own session.
+                if self.birth.writable {
+                    ctx.model.ack_flush(asked.submitted);
+                }
                 Ok(())
             }
             Kind::BLOCK_STATUS => self.check_extents(ctx, at, id, range),

@@ -124,7 +124,13 @@ impl Server {
     }
 
     /// The disk has finished something.
-    pub fn disk_done(&mut self, ctx: &mut Ctx, disk: &mut Disk, stable: &mut Stable, done: Finished) {
+    pub fn disk_done(
+        &mut self,
+        ctx: &mut Ctx,
+        disk: &mut Disk,
+        stable: &mut Stable,
+        mut done: Finished,
+    ) {
         match done.result {
             DiskResult::Done => {}
             DiskResult::Io => ctx.book.excuses.io_errors += 1,
@@ -134,7 +140,7 @@ impl Server {
             let (_, id) = self.syncs.swap_remove(at);
             self.sync_done(ctx, id, done.result);
         } else {
-            let data = self.data_of(&done);
+            let data = self.data_of(&mut done);
             let status = match done.result {
                 DiskResult::Done => Status::OK,
                 DiskResult::Io | DiskResult::SyncFailed => Status::IO,
@@ -197,6 +203,7 @@ impl Server {
             trace!(ctx, "server: incarnation {:02x} begins after a sync error", next[0]);
             stable.incarnation = next;
             stable.continuity = false;
+            stable.replay_owed = true;
             ctx.incarnation = Some(next);
             ctx.book.excuses.losses += 1;
             ctx.model.lose();
@@ -209,7 +216,7 @@ impl Server {
         member.map(|member| member.number)
     }
 
-    fn data_of(&self, done: &Finished) -> Data {
+    fn data_of(&self, done: &mut Finished) -> Data {
         let (key, slot) = ((done.token >> 16) as u32, done.token as u16);
         let Some(member) = self.members.iter().find(|member| member.key == key) else {
             return Data::None;
@@ -220,7 +227,7 @@ impl Server {
         if member.running[usize::from(slot)].1 == Kind::BLOCK_STATUS {
             return Data::Extents(extents(&done.data));
         }
-        Data::Read(done.data.clone())
+        Data::Read(std::mem::take(&mut done.data))
     }
 
     fn finish_request(&mut self, ctx: &mut Ctx, token: u64, status: Status, data: Data) {

@@ -61,9 +61,9 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             if slot.is_open() && session_known {
                 slot.abort = Abort {
                     id: slot.id,
-                    sent: false,
+                    conn: None,
                     write: slot.request.kind.is_write(),
-                    mark: 0,
+                    mark: None,
                 };
                 self.aborts = self.aborts.saturating_add(1);
             }
@@ -118,7 +118,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         if self.aborts == 0 {
             return None;
         }
-        let unsent = |slot: &Slot| slot.abort.id != 0 && !slot.abort.sent;
+        let unsent = |slot: &Slot| slot.abort.id != 0 && slot.abort.conn.is_none();
         (0..u16::MAX)
             .zip(slots)
             .find_map(|(at, slot)| unsent(slot).then_some(at))
@@ -144,7 +144,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         self.window.finish(id);
         // Its answer came after a flush that began after the ABORT.
         if abort.write && outcome != Outcome::NeverExecuted {
-            retained.durable_below(abort.mark);
+            retained.durable_below(abort.mark.unwrap_or(0));
         }
         self.act(slots, retained);
         self.admit(slots, retained);

@@ -68,6 +68,10 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         if !conn.is_current(stream) || conn.link != Link::Hello {
             return Err(Fault::protocol("HELLO in the wrong place"));
         }
+        if opening && index != 0 {
+            // It was on its way to a session that is lost.
+            return Err(Fault::protocol("no session for this connection"));
+        }
         if greeting.hello.len() > HELLO_MAX {
             return Err(Fault::protocol("HELLO too long"));
         }
@@ -294,6 +298,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             slot.conn = NONE;
             slot.pins = 0;
             slot.received = 0;
+            slot.attempt = 0;
             slot.retries = 0;
             self.waiting.insert_after(slots, previous, at);
             previous = at;
@@ -331,10 +336,11 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         if header.credit_requests() > 0 {
             self.credit = header.credit();
         }
+        let live = self.phase == Phase::Live;
         if let Some(conn) = self.conn_mut(index) {
             conn.link = Link::Live;
             // The first may have been lost with its connection.
-            conn.replayed_owed = index == 0;
+            conn.replayed_owed = live && index == 0;
         }
         for entry in joined.slots {
             let matches = slot_ref(slots, entry.slot)
@@ -383,6 +389,9 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
                 self.fail(slots, retained, FailReason::ExportChanged);
             }
             Status::LEASE_LOST if had_session => self.fail(slots, retained, FailReason::LeaseLost),
+            Status::SYNC_FAILED if had_session && self.config.writable => {
+                self.fail(slots, retained, FailReason::SyncFailed);
+            }
             Status::NOT_ADMITTED if had_session => {
                 self.fail(slots, retained, FailReason::NotAdmitted);
             }

@@ -49,8 +49,9 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             return Err(Fault::protocol("frame of a superseded connection"));
         }
         let live = conn.link == Link::Live;
+        let opening = self.phase == Phase::Opening && index == 0;
         match (header.kind, header.reply) {
-            (Kind::OPEN, true) if conn.link == Link::Opening && !conn.joining => {
+            (Kind::OPEN, true) if opening && conn.link == Link::Opening && !conn.joining => {
                 self.handle_opened(slots, retained, index, header, options)?;
             }
             (Kind::JOIN, true) if conn.link == Link::Opening && conn.joining => {

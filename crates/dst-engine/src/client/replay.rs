@@ -4,7 +4,7 @@
 //! waits for the acknowledgement of the earlier. When all are acknowledged, REPLAYED goes out and the session is live.
 //! The entries stay retained: the server has them only in its cache again. A session lost meanwhile begins the replay anew.
 
-use super::super::proto::{OpFlags, Status};
+use super::super::proto::{Kind, OpFlags, Status};
 use super::retained::{Entries, Retained};
 use super::session::{FailReason, Phase, Session};
 use super::slot::{Request, Slot, Source, State};
@@ -39,8 +39,14 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         if !retained.is_enabled() {
             return None;
         }
-        let limit = u64::from(self.config.limits.max_payload);
-        retained.next_part(self.replay.seq, self.replay.from, limit)
+        // Only payload is limited: a discard of gigabytes stays one request.
+        retained.next_part(self.replay.seq, self.replay.from, |kind| {
+            if kind == Kind::WRITE {
+                u64::from(self.config.limits.max_payload)
+            } else {
+                u64::MAX
+            }
+        })
     }
 
     /// Puts the next part to replay into a slot, ready to be sent. False: nothing can go out now.

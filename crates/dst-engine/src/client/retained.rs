@@ -213,9 +213,14 @@ impl<E: Entries> Retained<E> {
         }
     }
 
-    /// The first part to replay at or after byte `from` of entry `seq`, at most `limit` bytes long: entries in order,
-    /// without what a younger mask covers.
-    pub(super) fn next_part(&self, mut seq: u64, mut from: u64, limit: u64) -> Option<Part> {
+    /// The first part to replay at or after byte `from` of entry `seq`: entries in order, without what a younger mask covers, in
+    /// parts of at most `limit` bytes.
+    pub(super) fn next_part(
+        &self,
+        mut seq: u64,
+        mut from: u64,
+        limit: impl Fn(Kind) -> u64,
+    ) -> Option<Part> {
         seq = seq.max(self.head);
         while seq < self.tail {
             let entry = self.entry(seq);
@@ -229,7 +234,8 @@ impl<E: Entries> Retained<E> {
                         from = covered_to.saturating_sub(entry.request.offset);
                         continue;
                     }
-                    let bytes = clear_to.saturating_sub(start).min(limit);
+                    let bytes = clear_to.saturating_sub(start);
+                    let bytes = bytes.min(limit(entry.request.kind));
                     let request = Request {
                         offset: start,
                         length: bytes,
@@ -324,7 +330,7 @@ mod tests {
     fn parts(retained: &Retained<Vec<Entry>>) -> Vec<(u64, u64, u64)> {
         let (mut seq, mut from) = (0, 0);
         let mut out = Vec::new();
-        while let Some(part) = retained.next_part(seq, from, 1 << 20) {
+        while let Some(part) = retained.next_part(seq, from, |_| 1 << 20) {
             out.push((part.seq, part.request.offset, part.request.length));
             (seq, from) = (part.seq, part.from + part.request.length);
         }

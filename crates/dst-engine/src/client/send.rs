@@ -77,7 +77,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             return bytes(&pong, out);
         }
         if let Some(at) = self.next_abort(slots) {
-            return self.send_abort(slots, retained, at, out);
+            return self.send_abort(slots, retained, index, at, out);
         }
         if self.aborts == 0 {
             if let Some(transmit) = self.send_request(slots, retained, index, out) {
@@ -107,13 +107,14 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         &mut self,
         slots: &mut [Slot],
         retained: &Retained<E>,
+        index: u16,
         at: u16,
         out: &mut [u8],
     ) -> Option<Transmit> {
         let acked = self.window.floor();
         let abort = &mut slots.get_mut(usize::from(at))?.abort;
-        abort.sent = true;
-        abort.mark = retained.tail();
+        abort.conn = Some(index);
+        abort.mark = abort.mark.or(Some(retained.tail()));
         let header = Header {
             slot: at,
             id: abort.id,
@@ -133,7 +134,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         if self.conn(index)?.draining {
             return None;
         }
-        if self.suspects > 0 && self.out > 0 {
+        if self.suspects > 0 && self.out > 0 && !self.must_go_first(slots) {
             return None;
         }
         if self.ready.is_empty() && self.phase == Phase::Replaying {
@@ -158,6 +159,8 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         if slot.breaks > 0 || slot.retries > 0 {
             self.stats.resent = self.stats.resent.saturating_add(1);
         }
+        let attempt = slot.attempt;
+        slot.attempt = attempt.wrapping_add(1);
         self.out = self.out.saturating_add(1);
         let request = slot.request;
         let after = if slot.after == 0 {
@@ -168,6 +171,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         let header = Header {
             slot: at,
             op_flags: request.flags,
+            attempt,
             id: slot.id,
             acked,
             offset: request.offset,
@@ -196,6 +200,15 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
                 offset: request.offset,
             },
         })
+    }
+
+    /// Whether what is out may wait, at the server, for the next request to send: a barrier does, for every lower id.
+    fn must_go_first(&self, slots: &[Slot]) -> bool {
+        let next = self.ready.head().and_then(|at| slots.get(usize::from(at)));
+        let out = slots.iter().filter(|slot| slot.state == State::Out);
+        let lowest = out.map(|slot| slot.id).min();
+        next.zip(lowest)
+            .is_some_and(|(next, lowest)| next.id < lowest)
     }
 
     /// Puts a slot that is out back among those to send.
@@ -234,8 +247,8 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             let Some(slot) = slots.get_mut(usize::from(at)) else {
                 break;
             };
-            if slot.abort.id != 0 {
-                slot.abort.sent = false;
+            if slot.abort.conn == Some(index) {
+                slot.abort.conn = None;
             }
             if slot.conn != index {
                 continue;

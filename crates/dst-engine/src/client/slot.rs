@@ -102,12 +102,13 @@ pub(super) enum State {
 pub(super) struct Abort {
     /// The id to abort; 0 for none.
     pub id: u64,
-    /// Sent on a connection that still lives.
-    pub sent: bool,
-    /// The target was a write: what was retained up to `mark` is durable once it is settled other than by not being
+    /// The connection on which it went out, while that lives.
+    pub conn: Option<u16>,
+    /// The target was a write: what was retained below `mark` is durable once it is settled other than by not being
     /// executed.
     pub write: bool,
-    pub mark: u64,
+    /// Where the retention stood when the ABORT was sent first: the server flushes for the first that it gets.
+    pub mark: Option<u64>,
 }
 
 /// A socket refers to the memory of the slot because it is being sent.
@@ -129,6 +130,8 @@ pub struct Slot {
     /// The connection it is out on.
     pub(super) conn: u16,
     pub(super) pins: u8,
+    /// Sent so often in this session, modulo 256.
+    pub(super) attempt: u8,
     /// Answered RETRY, or bad digest of a READ, so often.
     pub(super) retries: u8,
     /// Connections in a row that broke with this request on them.
@@ -161,6 +164,7 @@ impl Default for Slot {
             deadline: u64::MAX,
             conn: NONE,
             pins: 0,
+            attempt: 0,
             retries: 0,
             breaks: 0,
             received: 0,

@@ -55,20 +55,20 @@ impl<W: Bits, L: Lanes> Session<W, L> {
         match slot.state {
             State::Executing => {
                 slot.abort = true;
-                slot.lane = lane;
+                slot.asked(lane);
             }
             State::Done if started => {
                 self.vacate(slots, at);
                 if let Some(slot) = slots.get_mut(usize::from(at)) {
-                    slot.lane = lane;
+                    slot.asked(lane);
                 }
                 self.settle_aborted(slots, at);
             }
-            State::Settling => slot.lane = lane,
+            State::Settling => slot.asked(lane),
             State::Aborted => {
                 self.unqueue(slots, at);
                 if let Some(slot) = slots.get_mut(usize::from(at)) {
-                    slot.lane = lane;
+                    slot.asked(lane);
                 }
                 self.answer(slots, at, Pending::Outcome);
             }
@@ -87,7 +87,7 @@ impl<W: Bits, L: Lanes> Session<W, L> {
         };
         slot.state = State::Aborted;
         slot.outcome = Outcome::NeverExecuted;
-        slot.lane = lane;
+        slot.asked(lane);
         let id = slot.id;
         self.answer(slots, at, Pending::Outcome);
         self.finish(slots, id);

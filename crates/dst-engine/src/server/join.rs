@@ -123,20 +123,24 @@ impl<W: Bits, L: Lanes> Session<W, L> {
             self.vacate(slots, receiving);
         }
         for index in 0..self.slots {
-            let Some(slot) = slots.get(usize::from(index)) else {
+            let Some(slot) = slots.get_mut(usize::from(index)) else {
                 break;
             };
+            let next = slot.answered(at);
             if slot.lane != at {
                 continue;
             }
-            let waits = slot.pending != Pending::None;
+            let waits = slot.pending;
             self.unqueue(slots, index);
-            if let Some(slot) = slots.get_mut(usize::from(index)) {
-                slot.lane = NONE;
-                if waits {
-                    self.uncount(slot, index);
-                    self.drop_data(slot);
-                }
+            let Some(slot) = slots.get_mut(usize::from(index)) else {
+                break;
+            };
+            slot.lane = next;
+            if waits == Pending::Outcome && next != NONE {
+                self.answer(slots, index, Pending::Outcome);
+            } else if waits != Pending::None {
+                self.uncount(slot, index);
+                self.drop_data(slot);
             }
         }
         if let Some(lane) = self.lane_mut(at) {

@@ -133,15 +133,20 @@ impl<W: Bits, L: Lanes> Session<W, L> {
         if !same && (slot.in_progress() || slot.state == State::Done) {
             return Err(Fault::protocol("an id used for two requests"));
         }
+        if !slot.is_newer(header.attempt) {
+            return Ok(Take::discard(header));
+        }
         match slot.state {
             State::Empty => return self.arrive(slots, lane, header, options),
             State::Receiving if slot.lane == lane => {
                 return Err(Fault::protocol("a request sent twice on one connection"));
             }
             State::Receiving => return self.arrive(slots, lane, header, options),
-            State::Held | State::Ready => slot.lane = lane,
             State::Executing if slot.abort => {}
-            State::Executing => slot.lane = lane,
+            State::Held | State::Ready | State::Executing => {
+                slot.lane = lane;
+                slot.attempt = header.attempt;
+            }
             State::Done if slot.is_reread() && !slot.data => {
                 return self.arrive(slots, lane, header, options);
             }
@@ -149,6 +154,7 @@ impl<W: Bits, L: Lanes> Session<W, L> {
                 self.unqueue(slots, at);
                 if let Some(slot) = slots.get_mut(usize::from(at)) {
                     slot.lane = lane;
+                    slot.attempt = header.attempt;
                     slot.sent = 0;
                 }
                 self.answer(slots, at, Pending::Answer);
@@ -216,6 +222,7 @@ impl<W: Bits, L: Lanes> Session<W, L> {
             not_before,
             payload: header.payload_len,
             kind: header.kind,
+            attempt: header.attempt,
             flags: header.op_flags,
             outcome: Outcome::NeverExecuted,
             lane,

@@ -11,6 +11,7 @@ use super::super::proto::{
 use super::lane::ConnId;
 use super::session::{Bits, Lanes, Session};
 use super::slot::{Pending, Slot};
+use super::NONE;
 
 /// A part of what a READ has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +107,7 @@ impl<W: Bits, L: Lanes> Session<W, L> {
             Pending::Outcome => {
                 let header = with_slot(self.reply_header(Kind::ABORT, Status::OK));
                 let written = Aborted { outcome }.encode(out.get_mut(HEADER_LEN..)?);
+                self.outcome_sent(slots, next, at);
                 bytes(header, written, out)
             }
             Pending::Answer => {
@@ -115,6 +117,18 @@ impl<W: Bits, L: Lanes> Session<W, L> {
                 }
                 bytes(header, Ok(0), out)
             }
+        }
+    }
+
+    /// The outcome in `at` was handed out over `lane`. Another connection may have asked too.
+    fn outcome_sent(&mut self, slots: &mut [Slot], at: u16, lane: u16) {
+        let Some(slot) = slots.get_mut(usize::from(at)) else {
+            return;
+        };
+        let next = slot.answered(lane);
+        if next != NONE {
+            slot.lane = next;
+            self.answer(slots, at, Pending::Outcome);
         }
     }
 

@@ -80,11 +80,15 @@ pub struct Slot {
     pub(super) flags: OpFlags,
     pub(super) status: Status,
     pub(super) lane: u16,
+    /// Of the newest copy of the id.
+    pub(super) attempt: u8,
     /// For a held write: a slot whose write was found in the way.
     pub(super) blocker: u16,
     pub(super) links: [Links; 2],
     pub(super) counted: bool,
     pub(super) abort: bool,
+    /// Lanes, as a mask, that wait for the answer to an ABORT; `lane` is one of them.
+    pub(super) askers: u16,
     /// The backend has had it.
     pub(super) executed: bool,
     pub(super) flushing: bool,
@@ -110,10 +114,12 @@ impl Default for Slot {
             flags: OpFlags::NONE,
             status: Status::OK,
             lane: NONE,
+            attempt: 0,
             blocker: NONE,
             links: [Links::FREE; 2],
             counted: false,
             abort: false,
+            askers: 0,
             executed: false,
             flushing: false,
             data: false,
@@ -137,6 +143,30 @@ impl Slot {
         }
     }
 
+    /// Whether a copy of the id was sent after the newest seen, by serial number arithmetic (RFC 1982): a delayed copy from a
+    /// connection that its client has given up must not take the answer along.
+    pub(super) fn is_newer(&self, attempt: u8) -> bool {
+        matches!(attempt.wrapping_sub(self.attempt), 1..=127)
+    }
+
+    /// An ABORT came over `lane`. A copy may have been delayed on a connection that the client has given up, so whoever asks
+    /// is answered.
+    pub(super) fn asked(&mut self, lane: u16) {
+        self.lane = lane;
+        self.askers |= mask(lane);
+    }
+
+    /// `lane` waits for the answer to an ABORT no more. Gives the next that does, or `NONE`.
+    pub(super) fn answered(&mut self, lane: u16) -> u16 {
+        self.askers &= !mask(lane);
+        if self.askers == 0 {
+            NONE
+        } else {
+            // Less than 16.
+            self.askers.trailing_zeros() as u16
+        }
+    }
+
     /// Whether a resend is executed again rather than answered from the kept status.
     pub(super) fn is_reread(&self) -> bool {
         matches!(self.kind, Kind::READ | Kind::BLOCK_STATUS)
@@ -149,6 +179,10 @@ impl Slot {
             && self.offset < other.offset.saturating_add(other.length)
             && other.offset < self.offset.saturating_add(self.length)
     }
+}
+
+fn mask(lane: u16) -> u16 {
+    1u16.checked_shl(u32::from(lane)).unwrap_or(0)
 }
 
 #[cfg(test)]

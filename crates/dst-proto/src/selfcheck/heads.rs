@@ -20,6 +20,7 @@ const HEADER: Header = Header {
     more: false,
     slot: 11,
     op_flags: OpFlags(0x13),
+    attempt: 0,
     options_len: 64,
     payload_len: 32768,
     id: 0x0102_0304_0506_0708,

@@ -79,6 +79,7 @@ fn header_cases() -> Vec<(String, Header)> {
         if kind.has_slot() {
             header.slot = 3 + i as u16;
             header.op_flags = kind.op_flags();
+            header.attempt = i as u8;
             header.id = 0x0102_0304_0506_0700 + i;
             header.acked = header.id - 9;
             header.after = 2;
@@ -125,7 +126,8 @@ fn header_cases() -> Vec<(String, Header)> {
         "all limits at their highest".into(),
         Header {
             slot: NO_SLOT - 1,
-            op_flags: OpFlags(0xFFFF),
+            op_flags: OpFlags(0xFF),
+            attempt: 255,
             options_len: 16384,
             payload_len: 4 << 20,
             id: u64::MAX,

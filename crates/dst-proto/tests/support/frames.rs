@@ -24,6 +24,7 @@ fn header_lines(name: &str, header: &Header) -> Stanza {
         .with("more", u8::from(header.more))
         .with("slot", header.slot)
         .with("operation-flags", format!("{:#x}", header.op_flags.0))
+        .with("attempt", header.attempt)
         .with("options-length", header.options_len)
         .with("payload-length", header.payload_len)
         .with("id", header.id)
@@ -62,6 +63,7 @@ fn header(stanza: &Stanza) -> Header {
         more: stanza.number::<u8>("more") == 1,
         slot: stanza.number("slot"),
         op_flags: OpFlags(stanza.number("operation-flags")),
+        attempt: stanza.number("attempt"),
         options_len: stanza.number("options-length"),
         payload_len: stanza.number("payload-length"),
         id: stanza.number("id"),

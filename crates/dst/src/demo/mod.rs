@@ -44,6 +44,9 @@ const SMALLEST: u64 = 64 << 20;
 /// Most bytes in files: enough to show, little enough for a minute on a slow machine.
 const MOST: u64 = 128 << 20;
 
+/// The same without a mount: `mkfs.ext4 -d` writes block by block.
+const MOST_UNMOUNTED: u64 = 32 << 20;
+
 /// How long the server stays dead.
 const OUTAGE: Duration = Duration::from_millis(1500);
 
@@ -151,10 +154,6 @@ impl Script<'_, '_> {
     }
 
     fn play(mut self) -> Outcome<Summary> {
-        let tree = Tree::plan(SEED, (self.summary.disk_bytes / 8).min(MOST));
-        self.summary.files = tree.files();
-        self.summary.file_bytes = tree.bytes();
-
         self.progress.doing("starting the server");
         let url = self.workspace.start_server()?;
         self.say(&format!(
@@ -163,9 +162,14 @@ impl Script<'_, '_> {
             self.workspace.image().display()
         ));
         let attached = self.attach(&url)?;
-        let outage = match attached.kind.as_str() {
-            "block-device" => self.fill_mounted(&attached, &tree)?,
-            _ => self.fill_bare_file(&attached, &tree)?,
+        let mounts = attached.kind == "block-device";
+        let most = if mounts { MOST } else { MOST_UNMOUNTED };
+        let tree = Tree::plan(SEED, (self.summary.disk_bytes / 8).min(most));
+        self.summary.files = tree.files();
+        self.summary.file_bytes = tree.bytes();
+        let outage = match mounts {
+            true => self.fill_mounted(&attached, &tree)?,
+            false => self.fill_bare_file(&attached, &tree)?,
         };
         self.summary.outage_s = outage.as_secs_f64();
         self.check(&attached.node)?;
@@ -174,9 +178,9 @@ impl Script<'_, '_> {
         self.workspace.detach()?;
         self.say("detach   the device is gone");
         let attached = self.attach(&url)?;
-        match attached.kind.as_str() {
-            "block-device" => self.verify_mounted(&attached, &tree)?,
-            _ => self.verify_bare_file(&attached, &tree)?,
+        match mounts {
+            true => self.verify_mounted(&attached, &tree)?,
+            false => self.verify_bare_file(&attached, &tree)?,
         }
         self.progress.doing("detaching and stopping the server");
         self.workspace.detach()?;
@@ -291,9 +295,20 @@ impl Script<'_, '_> {
         self.progress.doing("the server is dead, I/O waits");
         self.workspace.runner().sleep(OUTAGE)?;
         self.workspace.start_server()?;
+        self.progress.doing("the server is back, reconnecting");
+        let until = start + LIMIT;
+        while self.workspace.status()?.state != "live" {
+            if Instant::now() > until {
+                return Err(Failure::new(
+                    Code::Io,
+                    "the device did not come back with its server",
+                ));
+            }
+            self.workspace.runner().sleep(LOOK)?;
+        }
         let outage = start.elapsed();
         self.say(&format!(
-            "serve    again, after {:.1} s; I/O goes on",
+            "serve    again; I/O goes on after {:.1} s without a server",
             outage.as_secs_f64()
         ));
         Ok(outage)
@@ -314,8 +329,7 @@ impl Script<'_, '_> {
             .block("making files", LIMIT, move || files.write(&root, &state))?;
 
         let mut mkfs = Command::new(&self.tools.mkfs);
-        mkfs.arg("-q")
-            .arg("-F")
+        mkfs.args(["-q", "-F", "-b", "4096"])
             .arg("-d")
             .arg(&source)
             .arg(&attached.node);

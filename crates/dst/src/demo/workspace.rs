@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
@@ -28,6 +28,9 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// How long the steps of cleaning up may take before force is used.
 const GENTLE: Duration = Duration::from_secs(5);
+
+/// How long others may hold a device that is to go.
+const BUSY: Duration = Duration::from_secs(10);
 
 /// Longest path of a Unix socket.
 const LONGEST_SOCKET: usize = 107;
@@ -300,9 +303,18 @@ impl<'a> Workspace<'a> {
     /// # Errors
     /// That of `dst detach`.
     pub fn detach(&mut self) -> Outcome {
-        self.dst_to_end(&self.runner, &["detach", &self.name])?;
-        self.attached = false;
-        Ok(())
+        let until = Instant::now() + BUSY;
+        loop {
+            match self.dst_to_end(&self.runner, &["detach", &self.name]) {
+                // Somebody may look at every disk that comes and goes.
+                Err(failure) if failure.code == Code::InUse && Instant::now() < until => {}
+                done => {
+                    done?;
+                    self.attached = false;
+                    return Ok(());
+                }
+            }
+        }
     }
 
     /// Mounts the file system on `node`.

@@ -139,3 +139,40 @@ fn an_aborted_barrier_lets_what_follows_go() {
     rig.outcome(0, 0, late.header.id, Outcome::NeverExecuted);
     assert_eq!(rig.completed(), [(1, Ok(()))]);
 }
+
+#[test]
+fn an_abort_sent_again_proves_no_more_than_the_first() {
+    let mut rig = Rig::with(DEADLINE, 64);
+    rig.open();
+    rig.submit(0, write(0, 1));
+    let late = rig.send(0).unwrap();
+    rig.timeout(50);
+    rig.submit(1, write(8, 1));
+    let other = rig.send(0).unwrap();
+    rig.timeout(100);
+    rig.events();
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::ABORT);
+    // Acknowledged after the server may have begun the flush for the first ABORT.
+    rig.reply(0, other, Status::OK);
+    rig.lose(0);
+    rig.connect(0);
+    rig.joined(0, &[]);
+    assert!(core::iter::from_fn(|| rig.send(0)).any(|sent| sent.header.kind == Kind::ABORT));
+    rig.outcome(0, 0, late.header.id, Outcome::Kept);
+    assert_eq!(rig.retained.entries(), 1);
+}
+
+#[test]
+fn an_abort_stays_out_when_another_connection_breaks() {
+    let mut rig = Rig::with(DEADLINE, 64);
+    rig.open();
+    rig.connect(1);
+    rig.joined(1, &[]);
+    rig.submit(0, write(0, 1));
+    rig.send(0).unwrap();
+    rig.timeout(100);
+    rig.events();
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::ABORT);
+    rig.lose(1);
+    assert_eq!(rig.send(0), None);
+}

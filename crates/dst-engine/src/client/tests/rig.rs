@@ -97,6 +97,14 @@ impl Rig {
     pub fn connect(&mut self, index: u16) -> Kind {
         let stream = self.session.handle_connected(index, self.now);
         self.streams[usize::from(index)] = stream;
+        let sent = self.greet(index, stream).unwrap();
+        Header::decode(sent[HELLO_LEN..].first_chunk().unwrap())
+            .unwrap()
+            .kind
+    }
+
+    /// The server's HELLO comes over a stream; answers what is sent back.
+    pub fn greet(&mut self, index: u16, stream: u32) -> Result<Vec<u8>, Fault> {
         let mut hello = [0; HELLO_LEN];
         Hello::new(Role::Server, [5; 16], "test").encode(&mut hello);
         let greeting = Greeting {
@@ -110,12 +118,16 @@ impl Rig {
             implementation: "test",
         };
         let mut out = vec![0; 2048];
-        let length = self
-            .session
-            .handle_hello(&self.retained, index, stream, &greeting, &names, &mut out)
-            .unwrap();
-        let head = out[HELLO_LEN..length].first_chunk().unwrap();
-        Header::decode(head).unwrap().kind
+        let length = self.session.handle_hello(
+            &self.retained,
+            index,
+            stream,
+            &greeting,
+            &names,
+            &mut out,
+        )?;
+        out.truncate(length);
+        Ok(out)
     }
 
     pub fn export(&self) -> ExportState {

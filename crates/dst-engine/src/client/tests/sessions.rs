@@ -282,3 +282,67 @@ fn a_settled_abort_is_forgotten_with_its_session() {
     // Late news of the old session change nothing.
     rig.outcome(0, 0, 1, Outcome::Kept);
 }
+
+#[test]
+fn only_the_first_connection_opens_a_session() {
+    let mut rig = Rig::live();
+    rig.connect(1);
+    rig.joined(1, &[]);
+    rig.lose(1);
+    // Index 1 is connected again, and has not greeted, when the session turns out to be lost.
+    let stream = rig.session.handle_connected(1, 0);
+    rig.lose(0);
+    rig.connect(0);
+    rig.refuse(Kind::JOIN, 0, Status::SESSION_LOST);
+    rig.lose(0);
+    assert!(!rig.session.wants_connection(0), "an older stream is left");
+    assert!(rig.greet(1, stream).is_err());
+    rig.lose(1);
+    assert_eq!(rig.connect(0), Kind::OPEN);
+}
+
+#[test]
+fn a_join_in_the_middle_of_a_replay_does_not_end_it() {
+    let mut rig = Rig::live();
+    for at in 0..10 {
+        rig.write_through(0, write(2 * at, 1));
+    }
+    rig.incarnation = 2;
+    lose_session(&mut rig);
+    rig.opened();
+    rig.send(0).unwrap();
+    rig.lose(0);
+    rig.connect(0);
+    rig.joined(0, &[]);
+    let sent: Vec<_> = core::iter::from_fn(|| rig.send(0)).collect();
+    assert_eq!(sent.len(), 8);
+    assert!(sent.iter().all(|sent| sent.header.kind == Kind::WRITE));
+}
+
+#[test]
+fn a_suspect_that_a_barrier_waits_for_is_sent() {
+    let mut rig = Rig::live();
+    rig.connect(1);
+    rig.joined(1, &[]);
+    rig.submit(0, read(0, 1));
+    for _ in 0..2 {
+        rig.send(0).unwrap();
+        rig.lose(0);
+        rig.connect(0);
+        rig.joined(0, &[]);
+    }
+    rig.send(0).unwrap();
+    rig.submit(1, barrier(flush()));
+    assert_eq!(rig.send(1).unwrap().header.slot, 1);
+    rig.lose(0);
+    assert_eq!(rig.session.suspects(), 1);
+    assert_eq!(rig.send(1).unwrap().header.slot, 0);
+}
+
+#[test]
+fn an_export_that_can_not_be_synced_fails_the_device() {
+    let mut rig = Rig::live();
+    lose_session(&mut rig);
+    rig.refuse(Kind::OPEN, 0, Status::SYNC_FAILED);
+    assert_eq!(rig.session.phase(), Phase::Failed(FailReason::SyncFailed));
+}

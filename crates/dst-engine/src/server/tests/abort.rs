@@ -184,6 +184,37 @@ fn the_same_abort_has_the_same_answer_over_any_connection() {
 }
 
 #[test]
+fn a_delayed_copy_of_an_abort_does_not_take_the_answer_along() {
+    let mut rig = rig();
+    rig.join(B, 1, 1).unwrap();
+    rig.join(C, 2, 1).unwrap();
+    rig.send(A, Kind::WRITE, 0, 1);
+    rig.start();
+    for conn in [B, C, A] {
+        rig.abort(conn, 0, 1);
+    }
+    rig.done(0, 1);
+    rig.start();
+    // The client has given A up, the server learns of it before or after.
+    rig.lose(A);
+    rig.flushed();
+    assert_eq!(rig.out(B), [kept(0, 1)]);
+    rig.lose(B);
+    assert_eq!(rig.out(C), [kept(0, 1)]);
+    assert_eq!(rig.out(C), []);
+}
+
+#[test]
+fn an_answer_to_an_abort_waiting_on_a_connection_that_breaks_goes_to_the_other() {
+    let mut rig = rig();
+    rig.join(B, 1, 1).unwrap();
+    rig.abort(B, 0, 1);
+    rig.abort(A, 0, 1);
+    rig.lose(A);
+    assert_eq!(rig.out(B), [never(0, 1)]);
+}
+
+#[test]
 fn a_copy_of_an_aborted_request_is_not_answered() {
     let mut rig = rig();
     rig.send(A, Kind::WRITE, 0, 1);

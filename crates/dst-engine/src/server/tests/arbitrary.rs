@@ -152,9 +152,10 @@ struct Model {
     /// At the backend: slot, and what was said about it.
     running: Vec<(u16, u64)>,
     flush: bool,
-    writes_run: BTreeSet<u64>,
-    never: BTreeSet<u64>,
-    outcomes: BTreeMap<u64, Outcome>,
+    /// By slot and id, since nothing keeps a client from using an id twice before it has finished.
+    writes_run: BTreeSet<(u16, u64)>,
+    never: BTreeSet<(u16, u64)>,
+    outcomes: BTreeMap<(u16, u64), Outcome>,
     kept: BTreeMap<u16, Kept>,
 }
 
@@ -177,15 +178,16 @@ impl Model {
             assert!(floor >= execute.id - 1, "a barrier before a lower id");
         }
         assert!(floor >= rig.slots[usize::from(execute.slot)].not_before);
-        assert!(!self.never.contains(&execute.id), "executed after all");
+        let place = (execute.slot, execute.id);
+        assert!(!self.never.contains(&place), "executed after all");
         if execute.kind.is_write() || execute.kind == Kind::FLUSH {
-            assert!(self.writes_run.insert(execute.id), "executed twice");
+            assert!(self.writes_run.insert(place), "executed twice");
         }
         let kept = self.kept.remove(&execute.slot);
         if execute.kind == Kind::WRITE {
             assert_eq!(kept, Some(Kept::Payload(execute.id)));
         }
-        self.running.push((execute.slot, execute.id));
+        self.running.push(place);
     }
 
     fn executed(&mut self, kind: Kind, slot: u16, id: u64, status: Status) {
@@ -195,15 +197,15 @@ impl Model {
     }
 
     fn sent(&mut self, out: Out) {
-        if let Out::Outcome(_, id, outcome) = out {
-            let before = self.outcomes.insert(id, outcome);
+        if let Out::Outcome(slot, id, outcome) = out {
+            let before = self.outcomes.insert((slot, id), outcome);
             assert!(
                 before.is_none_or(|before| before == outcome),
                 "another outcome"
             );
             if outcome == Outcome::NeverExecuted {
-                self.never.insert(id);
-                assert!(!self.writes_run.contains(&id));
+                self.never.insert((slot, id));
+                assert!(!self.writes_run.contains(&(slot, id)));
             }
         }
         if let Out::Piece(slot, id, ..) | Out::Extents(slot, id) = out {
@@ -320,7 +322,7 @@ fn any_header() -> impl Strategy<Value = Header> {
         any::<u8>(),
         any::<bool>(),
         any::<u16>(),
-        any::<u16>(),
+        any::<[u8; 2]>(),
         any::<u32>(),
     );
     let second = (
@@ -331,24 +333,27 @@ fn any_header() -> impl Strategy<Value = Header> {
         any::<u32>(),
     );
     (first, second).prop_map(
-        |((kind, reply, slot, flags, payload), (id, acked, offset, length, after))| Header {
-            kind: Kind(kind % 40),
-            reply,
-            slot: slot % (SLOTS + 2),
-            op_flags: OpFlags(flags),
-            payload_len: payload,
-            id: if after % 2 == 0 { id % 70 } else { id },
-            acked,
-            offset,
-            length,
-            after,
-            ..Header::new(Kind::PING)
+        |((kind, reply, slot, [flags, attempt], payload), (id, acked, offset, length, after))| {
+            Header {
+                kind: Kind(kind % 40),
+                reply,
+                slot: slot % (SLOTS + 2),
+                op_flags: OpFlags(flags),
+                attempt,
+                payload_len: payload,
+                id: if after % 2 == 0 { id % 70 } else { id },
+                acked,
+                offset,
+                length,
+                after,
+                ..Header::new(Kind::PING)
+            }
         },
     )
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn no_sequence_of_events_breaks_a_rule(steps in prop::collection::vec(step(), 1..300)) {

@@ -7,7 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug)]
 enum Step {
-    Open { identity: u8, instance: u8 },
+    Open {
+        identity: u8,
+        instance: u8,
+    },
     OpenReader,
     /// The driver does what it was told: settles, flushes, writes the record.
     Settled(usize),
@@ -101,8 +104,9 @@ impl Driver {
                 Action::Refuse { session, .. } => assert!(self.asking.remove(&session)),
                 Action::Released { session, .. } => {
                     if self.releasing.remove(&session) {
-                        let writes = self.live.remove(&session).unwrap();
-                        self.ending.insert(session, writes);
+                        self.live.remove(&session);
+                        // It starts nothing more and has flushed.
+                        self.ending.insert(session, false);
                     }
                 }
                 Action::Renew => {
@@ -140,7 +144,10 @@ impl Driver {
     }
 
     fn settled(&mut self, nth: usize) {
-        if let Some(session) = Self::pick(self.ending.keys().copied().collect::<Vec<_>>().into_iter(), nth) {
+        if let Some(session) = Self::pick(
+            self.ending.keys().copied().collect::<Vec<_>>().into_iter(),
+            nth,
+        ) {
             self.ending.remove(&session);
             self.export.settled(session);
         }
@@ -208,11 +215,14 @@ impl Driver {
             Step::Replayed(nth) => {
                 if let Some(session) = Self::pick(live, nth) {
                     self.export.replayed(session);
-                    assert!(!self.export.is_gated(session) || self.export.writer() != Some(session));
+                    assert!(
+                        !self.export.is_gated(session) || self.export.writer() != Some(session)
+                    );
                 }
             }
             Step::Release(nth) => {
-                if let Some(session) = Self::pick(live, nth).filter(|s| !self.releasing.contains(s)) {
+                if let Some(session) = Self::pick(live, nth).filter(|s| !self.releasing.contains(s))
+                {
                     if self.export.release(session) {
                         let writes = self.live.remove(&session).unwrap();
                         self.ending.insert(session, writes);
@@ -222,7 +232,8 @@ impl Driver {
                 }
             }
             Step::Expired(nth) => {
-                if let Some(session) = Self::pick(live, nth).filter(|s| !self.releasing.contains(s)) {
+                if let Some(session) = Self::pick(live, nth).filter(|s| !self.releasing.contains(s))
+                {
                     let writes = self.live.remove(&session).unwrap();
                     self.ending.insert(session, writes);
                     // What it had is settled before anybody hears of it.

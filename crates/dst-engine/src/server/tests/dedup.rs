@@ -263,7 +263,7 @@ fn each_refusal_has_its_status() {
             Status::UNSUPPORTED,
         ),
         (
-            with(read, |h| h.op_flags = OpFlags(1 << 9)),
+            with(read, |h| h.op_flags = OpFlags(1 << 7)),
             Status::UNSUPPORTED,
         ),
         (
@@ -336,4 +336,37 @@ fn a_frame_within_a_payload_is_a_fault() {
     let mut rig = rig();
     rig.handle(A, &request(Kind::WRITE, 0, 1, 0, 1)).unwrap();
     assert!(rig.handle(A, &Header::new(Kind::PING)).is_err());
+}
+
+#[test]
+fn a_delayed_older_copy_takes_neither_the_answer_nor_the_payload_along() {
+    let mut rig = rig();
+    rig.join(B, 1, 1).unwrap();
+    // Resent over B; then what A still had in the network arrives.
+    let flush = request(Kind::FLUSH, FLUSH_SLOT, 1, 0, 0);
+    let again = Header {
+        attempt: 1,
+        ..flush
+    };
+    assert_eq!(rig.handle_copy(B, &again), Ok(Take::Nothing));
+    assert_eq!(rig.start(), [1]);
+    assert_eq!(rig.handle_copy(A, &flush), Ok(Take::Nothing));
+    rig.done(FLUSH_SLOT, 1);
+    assert_eq!(rig.out(A), []);
+    assert_eq!(rig.out(B), [ok(Kind::FLUSH, FLUSH_SLOT, 1)]);
+
+    let write = request(Kind::WRITE, 0, 2, 0, 1);
+    let again = Header {
+        attempt: 255,
+        ..write
+    };
+    let newest = Header {
+        attempt: 0,
+        ..write
+    };
+    assert_eq!(rig.handle_copy(A, &again), Ok(Take::Payload { slot: 0 }));
+    assert_eq!(rig.handle_copy(B, &newest), Ok(Take::Payload { slot: 0 }));
+    assert!(!rig.session.payload_wanted(A));
+    rig.session.payload_done(&mut rig.slots, B, true);
+    assert_eq!(rig.start(), [2]);
 }

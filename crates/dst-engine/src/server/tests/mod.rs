@@ -137,7 +137,19 @@ pub fn barrier(header: Header) -> Header {
 }
 
 impl Rig {
+    /// Handles a frame; a copy of a request already seen is the newest one.
     pub fn handle(&mut self, conn: ConnId, header: &Header) -> Result<Take, Fault> {
+        let mut header = *header;
+        if let Some(slot) = self.slots.get(usize::from(header.slot)) {
+            if header.kind.has_slot() && slot.id == header.id && slot.id != 0 {
+                header.attempt = slot.attempt.wrapping_add(1);
+            }
+        }
+        self.handle_copy(conn, &header)
+    }
+
+    /// Handles a frame as it is.
+    pub fn handle_copy(&mut self, conn: ConnId, header: &Header) -> Result<Take, Fault> {
         self.session
             .handle_request(&mut self.slots, conn, header, &[], self.now)
     }
