@@ -13,3 +13,4 @@ pub mod receiver;
 pub mod trace;
 pub mod urls_and_specs;
 pub mod client_engine;
+pub mod server_engine;

@@ -79,12 +79,13 @@ fn messages(area: &[u8]) {
         let len = joined.encode(&mut out).expect("what fitted fits again");
         let again = Joined::decode(&out[..len]).expect("decodes");
         assert!(again.slots.clone().eq(joined.slots.clone()));
-        assert_eq!(again, joined);
+        assert_eq!((again.export, again.geometry), (joined.export, joined.geometry));
     }
     if let Ok(status) = BlockStatus::decode(area) {
         let mut out = vec![0; usize::from(MAX_OPTIONS)];
         let len = BlockStatus::encode_from(status.extents.clone(), &mut out).expect("fits");
-        assert_eq!(BlockStatus::decode(&out[..len]), Ok(status.clone()));
+        let again = BlockStatus::decode(&out[..len]).expect("decodes");
+        assert!(again.extents.eq(status.extents.clone()));
         assert!(status.extents.clone().all(|extent| extent.length > 0));
     }
     if let Ok(list) = ListReply::decode(area) {

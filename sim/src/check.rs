@@ -210,7 +210,8 @@ impl Book {
             FailReason::ExportChanged
             | FailReason::NotAdmitted
             | FailReason::ReplayFailed(_)
-            | FailReason::GeometryChanged => false,
+            | FailReason::GeometryChanged
+            | FailReason::Refused(_) => false,
         };
         if good {
             return Ok(());

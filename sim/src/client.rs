@@ -44,8 +44,8 @@ struct Memory {
     bytes: Vec<u8>,
     /// For [`Plant::OverlappingWritesNotHeldBack`]: how far off the engine believes the write to be.
     shift: u64,
-    /// A write of which some byte has gone out.
-    sent: bool,
+    /// A request that has gone out: in the session of this number first.
+    sent: Option<u64>,
     /// Extents of a BLOCK STATUS: length and whether they read as zeroes.
     extents: Vec<(u64, bool)>,
 }
@@ -153,7 +153,7 @@ pub struct Agent {
     submit_scheduled: bool,
     /// ABORTs on the wire: slot, id, request.
     aborted: Vec<(u16, u64, RequestId)>,
-    /// The last request that went out in each slot, with its id.
+    /// The last request that went out in each slot, with its id; none where it had gone out in an earlier session.
     last_out: Vec<(u64, Option<RequestId>)>,
 }
 
@@ -348,15 +348,10 @@ impl Agent {
 
     /// Nothing is written by this client any more.
     fn gone(&mut self, ctx: &mut Ctx) {
-        let life = self.birth.life;
         if std::mem::take(&mut self.replaying) {
             ctx.quiet_replay = false;
-            if self.retained.is_enabled() && ctx.model.holder() == Some(life) {
-                // Half a replay may have put older writes over newer ones.
-                ctx.model.lose();
-            }
         }
-        ctx.model.client_gone(life);
+        ctx.model.client_gone(self.birth.life);
     }
 
     /// Asks for the end of the session; nothing is outstanding.
@@ -441,8 +436,9 @@ impl Agent {
                 self.swap_retained();
             }
         }
-        // ABORTs end with their session.
+        // ABORTs end with their session, and ids begin anew.
         self.aborted.clear();
+        self.last_out.fill((0, None));
         self.schedule_user(ctx);
     }
 

@@ -134,6 +134,8 @@ pub struct Model {
     /// The client that may write.
     holder: Option<u8>,
     lost: bool,
+    /// The holder replays: what is there may be older than what was.
+    replaying: bool,
     spare: Vec<Vec<(u64, u64)>>,
 }
 
@@ -151,6 +153,7 @@ impl Model {
             time: 0,
             holder: None,
             lost: false,
+            replaying: false,
             spare: Vec::new(),
         }
     }
@@ -458,10 +461,11 @@ impl Model {
                 sector.versions.retain(|v| v.sent || v.state == State::Pending);
             }
             self.holder = Some(client);
-            if self.lost {
+            if self.lost || self.replaying {
                 self.merge();
             }
         }
+        self.replaying = replays;
         // A fresh session is granted only after a flush of the backend. (What is replayed goes over that again.)
         if current && !self.lost && !replays {
             for sector in &mut self.sectors {
@@ -470,11 +474,20 @@ impl Model {
         }
     }
 
+    /// The server has written down another holder: the one before can't replay any more, though nobody has been told.
+    pub fn lease_moved(&mut self) {
+        self.holder = None;
+        if self.lost || std::mem::take(&mut self.replaying) {
+            self.merge();
+        }
+    }
+
     /// A client is dead, or its device has failed: nothing of it comes any more, and nothing is replayed.
     pub fn client_gone(&mut self, client: u8) {
         if self.holder == Some(client) {
             self.holder = None;
-            if self.lost {
+            // Half a replay has put older writes over newer ones.
+            if self.lost || std::mem::take(&mut self.replaying) {
                 self.merge();
             }
         }
@@ -483,6 +496,7 @@ impl Model {
     /// The holder has replayed everything.
     pub fn replayed(&mut self) {
         self.lost = false;
+        self.replaying = false;
     }
 
     /// What was not flushed may be gone.

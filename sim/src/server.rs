@@ -66,6 +66,13 @@ impl Stable {
         self.continuity = false;
     }
 
+    fn store(&mut self, ctx: &mut Ctx, record: Record) {
+        if record.epoch != self.record.epoch {
+            ctx.model.lease_moved();
+        }
+        self.record = record;
+    }
+
     /// Nothing proves that the incarnation goes on.
     pub fn forget_proof(&mut self) {
         self.continuity = false;
@@ -259,7 +266,7 @@ impl Server {
         }
         if let Some((_, record)) = self.persisting.take() {
             if ctx.rng.chance(50) {
-                stable.record = record;
+                stable.store(ctx, record);
             }
         }
         for conn in &self.conns {
@@ -340,7 +347,7 @@ impl Server {
             self.timer_at = u64::MAX;
         }
         if let Some((_, record)) = self.persisting.take_if(|(at, _)| *at <= now) {
-            stable.record = record;
+            stable.store(ctx, record);
             self.export.persisted(true, now);
         }
         for member in &mut self.members {
@@ -364,8 +371,8 @@ impl Server {
     pub fn thaw(&mut self, ctx: &mut Ctx, disk: &mut Disk, stable: &mut Stable) {
         self.frozen = false;
         self.timer_at = u64::MAX;
-        for index in (0..self.conns.len()).rev() {
-            let stream = self.conns[index].stream;
+        let streams: Vec<StreamId> = self.conns.iter().map(|conn| conn.stream).collect();
+        for stream in streams {
             self.receive(ctx, disk, stable, stream);
         }
         let ended: Vec<StreamId> = self

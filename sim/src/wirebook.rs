@@ -75,18 +75,7 @@ impl WireBook {
         flags: OpFlags,
         book: &Book,
     ) -> Result<(), Violation> {
-        let at = match self.sessions.iter().rposition(|s| s.number == session) {
-            Some(at) => at,
-            None => {
-                self.sessions.push(Session {
-                    number: session,
-                    ids: Vec::new(),
-                    floor: 0,
-                });
-                self.sessions.len() - 1
-            }
-        };
-        let ids = &mut self.sessions[at].ids;
+        let ids = &mut self.open(session).ids;
         let index = (id - 1) as usize;
         if ids.len() <= index {
             ids.resize(index + 1, None);
@@ -114,6 +103,20 @@ impl WireBook {
                 Ok(())
             }
         }
+    }
+
+    /// The book of a session, begun where there is none.
+    fn open(&mut self, number: u64) -> &mut Session {
+        let known = self.sessions.iter().rposition(|s| s.number == number);
+        let at = known.unwrap_or_else(|| {
+            self.sessions.push(Session {
+                number,
+                ids: Vec::new(),
+                floor: 0,
+            });
+            self.sessions.len() - 1
+        });
+        &mut self.sessions[at]
     }
 
     fn session(&mut self, number: u64) -> Option<&mut Session> {
@@ -295,9 +298,7 @@ impl WireBook {
     }
 
     fn finished(&mut self, number: u64, id: u64) {
-        let Some(session) = self.session(number) else {
-            return;
-        };
+        let session = self.open(number);
         let Some(index) = id.checked_sub(1) else {
             return;
         };

@@ -4,6 +4,8 @@
 //! been answered over it: a server that accepts and then breaks is not hammered. A server that said it drains is tried
 //! again at once. While no connection lives only the first is tried; the others follow it.
 
+use std::time::Duration;
+
 use dst_engine::client::MAX_CONNECTIONS;
 use dst_engine::rx::Receiver;
 use dst_net::{Backoff, Link};
@@ -13,17 +15,33 @@ use crate::conn::Conn;
 use crate::driver::Driver;
 use crate::identity::random;
 
+/// The waits between attempts.
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(5);
+const LONGEST_LOCAL: Duration = Duration::from_millis(500);
+
 /// Longest head of a frame behind its header: options and digests.
 const AREA: usize = dst_proto::MAX_OPTIONS as usize + dst_proto::MAX_DIGEST_AREA as usize;
 
 /// Attempts to connect one index.
-#[derive(Default)]
 pub(crate) struct Attempts {
     pub backoff: Backoff,
     /// No attempt before this time, nanoseconds.
     pub not_before: u64,
     /// The connector has one.
     under_way: bool,
+}
+
+impl Attempts {
+    /// A server on this machine can be tried often: it costs nobody anything.
+    pub fn new(local: bool) -> Self {
+        let longest = if local { LONGEST_LOCAL } else { LONGEST };
+        Self {
+            backoff: Backoff::new(SHORTEST, longest),
+            not_before: 0,
+            under_way: false,
+        }
+    }
 }
 
 impl Driver {

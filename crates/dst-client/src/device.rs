@@ -267,8 +267,8 @@ impl Worker {
             for completion in done.drain(..) {
                 self.deliver(completion);
             }
-            if turn.closed {
-                return self.finish(Ok(()));
+            if let Some(closed) = turn.closed {
+                return self.finish(closed.map_err(io::Error::other));
             }
             if let Some(reason) = turn.failed.filter(|_| self.closing.is_some()) {
                 return self.finish(Err(io::Error::other(reason)));

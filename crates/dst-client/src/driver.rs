@@ -69,8 +69,8 @@ pub struct Turn {
     pub resized: Option<u64>,
     /// The device failed for good, and why.
     pub failed: Option<String>,
-    /// The session has been closed in good order.
-    pub closed: bool,
+    /// The session has been closed: in good order, or with what was not flushed perhaps lost, and why.
+    pub closed: Option<Result<(), String>>,
 }
 
 /// The engine and its memory.
@@ -161,6 +161,7 @@ impl Driver {
         options: Options,
         transport: std::sync::Arc<dyn dst_net::Transport>,
     ) -> Result<Self, OpenError> {
+        let local = transport.is_local();
         let poller = Poller::new()?;
         let waker = Waker::new()?;
         poller.add(waker.fd(), CONNECTOR_TOKEN, Interest::READ)?;
@@ -209,7 +210,7 @@ impl Driver {
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             marks: Vec::new(),
             started: Instant::now(),
-            attempts: std::array::from_fn(|_| Attempts::default()),
+            attempts: std::array::from_fn(|_| Attempts::new(local)),
             turn: Turn::default(),
             opened: false,
             refused: None,
@@ -326,7 +327,7 @@ impl Driver {
     /// How long to sleep: not past the next thing that is due, not at all when something is to be told.
     fn sleep_for(&self, timeout: Option<Duration>) -> Option<Duration> {
         let turn = &self.turn;
-        let news = turn.resized.is_some() || turn.failed.is_some() || turn.closed;
+        let news = turn.resized.is_some() || turn.failed.is_some() || turn.closed.is_some();
         if !self.done.is_empty() || news || self.refused.is_some() {
             return Some(Duration::ZERO);
         }

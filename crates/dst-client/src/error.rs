@@ -88,6 +88,8 @@ pub(crate) fn io_error(failure: Failure, reason: Option<FailReason>) -> IoError 
             Some(FailReason::WritesLost | FailReason::ReplayFailed(_) | FailReason::SyncFailed) => {
                 IoError::WritesLost
             }
+            Some(FailReason::Refused(Status::READ_ONLY)) => IoError::ReadOnly,
+            Some(FailReason::Refused(_)) => IoError::IdentityLost,
             Some(FailReason::Forced) | None => IoError::Stopped,
         },
     }
@@ -113,6 +115,12 @@ pub(crate) fn fail_text(reason: FailReason) -> String {
         FailReason::SyncFailed => "the server could not make writes durable, twice in a row".into(),
         FailReason::GeometryChanged => {
             "the export came back smaller, with other block sizes or with lower limits".into()
+        }
+        FailReason::Refused(Status::READ_ONLY) => {
+            "the server offers the export read-only now".into()
+        }
+        FailReason::Refused(status) => {
+            format!("the server does not take the device any more: {status}")
         }
         FailReason::Forced => "detached by force".into(),
     }

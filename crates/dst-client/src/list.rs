@@ -6,7 +6,7 @@ use dst_engine::rx::{Head, Receiver};
 use dst_net::{Endpoint, Interest, Link, Poller};
 use dst_proto::{
     ClientName, GeometryFlags, Header, Hello, Kind, ListReply, ListRequest, Refusal, Role, Status,
-    HEADER_LEN, HELLO_LEN, MAX_OPTIONS,
+    HEADER_LEN, HELLO_LEN, HELLO_MAX, MAX_OPTIONS,
 };
 use serde::Serialize;
 
@@ -49,7 +49,7 @@ pub fn list(endpoint: &Endpoint, insecure: bool, name: &str) -> Result<Vec<Liste
     let mut link = Link::new(stream);
     poller.add(link.fd(), 0, Interest::READ)?;
     let mut receiver = Receiver::new(
-        vec![0; usize::from(MAX_OPTIONS)].into_boxed_slice(),
+        vec![0; HELLO_MAX + usize::from(MAX_OPTIONS)].into_boxed_slice(),
         Role::Server,
     );
     let started = Instant::now();

@@ -1,7 +1,7 @@
 //! Acting on what the engine decided: completions, retained bytes, things to send.
 
 use dst_engine::client::{seal, CloseReason, Event, Failure, Source, Transmit, MAX_CONNECTIONS};
-use dst_proto::{Kind, HEADER_LEN};
+use dst_proto::{Kind, Status, HEADER_LEN};
 
 use crate::conn::Conn;
 use crate::driver::{transaction, Data, Driver, Pending};
@@ -100,7 +100,14 @@ impl Driver {
                     self.failed = Some(reason);
                     self.turn.failed = Some(fail_text(reason));
                 }
-                Event::Closed(_) => self.turn.closed = true,
+                Event::Closed(status) => {
+                    self.turn.closed = Some(match status {
+                        Status::OK => Ok(()),
+                        status => Err(format!(
+                            "the server could not end the session in order: {status}"
+                        )),
+                    });
+                }
             }
         }
     }

@@ -4,6 +4,7 @@
 //! request was submitted, the time is now T, a connection broke) and gives back what to do (send this, complete that,
 //! wake me at T). The same source runs in user space, in the kernel module and in the simulation (`sim/`).
 //!
+//! * [`frame`]: putting frames together, for both ends;
 //! * [`rx`]: reassembly of the frames of one connection, for both ends;
 //! * [`window`]: which ids of a session have finished;
 //! * [`client`]: slots, connections, barriers, retention, replay and deadlines of a client;

@@ -4,6 +4,7 @@
 use super::proto;
 
 pub mod client;
+pub mod frame;
 pub mod rx;
 pub mod selfcheck;
 pub mod server;

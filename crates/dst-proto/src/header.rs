@@ -45,7 +45,7 @@ pub struct Header {
     pub slot: u16,
     /// Operation flags of a request, unknown bits included; in a reply none.
     pub op_flags: OpFlags,
-    /// How often this id was sent before in this session, modulo 256; in a reply 0.
+    /// How often this id was sent before in this session, modulo 256; echoed in the reply.
     pub attempt: u8,
     /// Bytes of options, padding included.
     pub options_len: u16,
@@ -246,7 +246,7 @@ impl Header {
     fn check(&self, flags: u8) -> Result<(), HeaderError> {
         let kind = self.kind;
         let flags_ok = flags & !(REPLY | MORE) == 0
-            && (!self.reply || kind.has_reply() && self.op_flags == OpFlags::NONE && self.attempt == 0)
+            && (!self.reply || kind.has_reply() && self.op_flags == OpFlags::NONE)
             && (!self.more || self.reply && kind.may_have_more());
         if !flags_ok {
             return Err(HeaderError::Flags);

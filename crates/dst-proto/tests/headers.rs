@@ -24,7 +24,7 @@ fn headers() -> impl Strategy<Value = Header> {
                 more: more && reply && kind.may_have_more(),
                 slot,
                 op_flags: OpFlags(if reply { 0 } else { op_flags }),
-                attempt: if reply { 0 } else { attempt },
+                attempt,
                 options_len: 8 * options,
                 payload_len: if has_payload { payload } else { 0 },
                 id,

@@ -3,6 +3,7 @@
 use dst_engine::server::{Action, CloseReason, Event, Record};
 use dst_proto::Status;
 
+use crate::drain::Drain;
 use crate::frames;
 use crate::record::{hex, SavedLease};
 use crate::worker::{random, Worker, LEAVING};
@@ -49,6 +50,7 @@ impl Worker {
                 self.saved.replay_owed = self.rules.record().held;
                 self.saved.incarnation = hex(&self.rules.state().incarnation);
                 self.saved.continuity = identity.continuity.map(|hash| hex(&hash));
+                self.saved.clean = false;
                 // Where this fails the backend's continuity no longer matches what is saved: a restart begins anew.
                 self.save();
             }
@@ -64,22 +66,24 @@ impl Worker {
     }
 
     fn persist(&mut self, record: &Record) {
-        let asking = self.asking.values().find(|asking| asking.is_writer());
         let before = self.saved.lease.as_ref().map(|lease| lease.client.clone());
-        let client = match asking {
-            Some(asking) if record.held => asking.client().to_owned(),
-            _ => before.unwrap_or_default(),
+        let client = match record.held {
+            true => self.admitted_client.clone(),
+            false => before.unwrap_or_default(),
         };
         let previous = self.saved.lease.replace(SavedLease::new(record, &client));
+        // Who gets the lease is let in next: the mark goes with the same write.
+        let clean = std::mem::replace(&mut self.saved.clean, false);
         let saved = self.save();
         if !saved {
             self.saved.lease = previous;
+            self.saved.clean = clean;
         }
         self.rules.persisted(saved, self.now());
     }
 
     /// Takes what the sessions have to tell, and closes streams that are done with. Answers whether there was anything.
-    pub(crate) fn close_all(&mut self) -> bool {
+    pub(crate) fn take_events(&mut self) -> bool {
         let mut any = false;
         let mut closing = Vec::new();
         let mut over = Vec::new();
@@ -143,11 +147,10 @@ impl Worker {
         }
     }
 
-    /// The flush that the rules asked for is done.
+    /// A flush of the export's own is done: the last one of a drain, or one that the rules asked for.
     pub(crate) fn own_flush_done(&mut self, ok: bool) {
-        if self.drained.is_none() && self.drain_flushing {
-            self.drained = Some(ok);
-            self.drain_flushing = false;
+        if self.drain == Drain::Flushing {
+            self.drain = Drain::Flushed(ok);
         } else if ok {
             self.rules.flushed();
         } else {

@@ -1,65 +1,85 @@
 //! An orderly stop: tell the clients, finish what has arrived, flush, mark the export clean.
 //!
 //! ```text
-//! (serving) --drain--> Finishing --every session idle, or out of time--> Settling --nothing executes--> Flushing --done--> (stopped)
+//! No --drain--> Finishing --every session idle, or out of time--> Settling --nothing executes--> Flushing --done--> Flushed
 //! ```
+//!
+//! From the start of a drain nobody new is let in; from *Settling* on nothing is taken from anybody, so nothing can start
+//! behind the last flush. The mark is set when that has succeeded and the backend has nothing left.
 //!
 //! Clients keep their sessions for the next server: whatever it does not know is sent again, and with a clean mark the
 //! incarnation goes on.
 
-use std::io;
+use dst_proto::Status;
 
 use crate::worker::{nanoseconds, Worker};
 
+/// How far the stop has come; see the module's diagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Drain {
+    /// The export is served.
+    No,
+    /// Until this time at most.
+    Finishing(u64),
+    Settling,
+    Flushing,
+    /// Whether the flush has succeeded.
+    Flushed(bool),
+}
+
+impl Drain {
+    /// When there is something to do if nothing happens. Later states wait for the backend however long that takes.
+    pub fn timeout(self) -> Option<u64> {
+        match self {
+            Self::Finishing(until) => Some(until),
+            _ => None,
+        }
+    }
+}
+
 impl Worker {
     pub(crate) fn start_drain(&mut self) {
-        if self.drain.is_some() {
+        if self.drain != Drain::No {
             return;
         }
-        let until = self
-            .now()
-            .saturating_add(nanoseconds(self.config.drain_timeout));
-        self.drain = Some(until);
+        let time = nanoseconds(self.config.drain_timeout);
+        self.drain = Drain::Finishing(self.now().saturating_add(time));
         for member in self.members.values_mut() {
             member.session.drain();
+        }
+        for number in self.asking.keys().copied().collect::<Vec<_>>() {
+            self.cancel_asking(number, Some(Status::DRAINING));
         }
     }
 
     /// Takes a drain as far as it can go now. Answers, at its end, whether everything is flushed and marked so.
-    pub(crate) fn drain_step(&mut self) -> Option<io::Result<bool>> {
-        let until = self.drain?;
-        let idle = self.members.values().all(|member| member.session.is_idle());
-        let sent = self.conns.values().all(|conn| !conn.link.wants_write());
-        if !(idle && sent) && self.now() < until {
-            return None;
-        }
-        if !self.conns.is_empty() || self.members.values().any(|m| !m.session.is_ended()) {
-            // From here on nothing is taken any more, so nothing can start behind the flush.
+    pub(crate) fn drain_step(&mut self) -> Option<bool> {
+        if let Drain::Finishing(until) = self.drain {
+            let idle = self.members.values().all(|member| member.session.is_idle());
+            let sent = self.conns.values().all(|conn| !conn.link.wants_write());
+            if !(idle && sent) && self.now() < until {
+                return None;
+            }
             for member in self.members.values_mut() {
-                let reason = dst_proto::Status::DRAINING;
-                member.session.settle(&mut member.slots, reason);
+                member.session.settle(&mut member.slots, Status::DRAINING);
             }
             for id in self.conns.keys().copied().collect::<Vec<_>>() {
                 self.drop_connection(id);
             }
+            self.drain = Drain::Settling;
         }
-        if self.backend.in_flight() > 0 && self.drained.is_none() {
-            return None;
+        if self.drain == Drain::Settling && self.backend.in_flight() == 0 {
+            self.drain = Drain::Flushing;
+            self.flush_wanted = true;
+            // The flush starts here and may end in turns to come; this one must not sleep before the first.
+            self.execute_all();
         }
-        match self.drained {
-            None => {
-                self.drain_flushing = true;
-                self.flush_wanted = true;
-                // The flush starts and ends in turns to come; this one must not sleep before the first.
-                self.execute_all();
-                self.drained.map(|ok| Ok(self.finish(ok)))
+        match self.drain {
+            Drain::Flushed(ok) if self.backend.in_flight() == 0 => {
+                self.saved.clean = ok;
+                Some(self.save() && ok)
             }
-            Some(ok) => Some(Ok(self.finish(ok))),
+            _ => None,
         }
-    }
-
-    fn finish(&mut self, flushed: bool) -> bool {
-        self.saved.clean = flushed;
-        self.save() && flushed
     }
 }

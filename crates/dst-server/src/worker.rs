@@ -11,29 +11,30 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dst_buf::Pool;
-use dst_engine::server::{ConnId, Entry, Export, ExportConfig as Rules, Record};
-use dst_net::{Event, Interest, Poller, Waker};
-use dst_proto::{Geometry, GeometryFlags, HEADER_LEN, MAX_DIGEST_AREA};
-use dst_store::{Backend, Completion, Info, OpenOptions};
+use dst_engine::server::{ConnId, Entry, Export};
+use dst_net::{Event, Poller, Waker};
+use dst_store::{Backend, Completion};
 
 use crate::admit::Asking;
-use crate::config::{Config, ExportConfig, StartError};
+use crate::config::Config;
 use crate::conn::Conn;
+use crate::drain::Drain;
+use crate::log;
 use crate::member::Member;
-use crate::port::{lock, Directory, Listing, Message};
-use crate::record::{bytes, hex, RecordFile, Saved, SavedLease};
+use crate::port::{Directory, Listing, Message};
+use crate::record::{RecordFile, Saved};
 
-/// Sessions of one export at once, those that end included.
-const SESSIONS: usize = 64;
-/// Free buffers that the pool keeps, bytes.
-const CACHED: usize = 64 << 20;
 /// How often the size of the backend is looked at.
-const REFRESH: u64 = 2_000_000_000;
+pub(crate) const REFRESH: u64 = 2_000_000_000;
 /// Last words must have left within this time.
 pub(crate) const LEAVING: u64 = 5_000_000_000;
 
-const WAKER: u64 = u64::MAX;
-const BACKEND: u64 = u64::MAX - 1;
+// Tokens of what is waited for. Those of connections are their ids, with a bit for the write side where that is a descriptor
+// of its own; those of streams that ask are session numbers with another.
+pub(crate) const WAKER: u64 = u64::MAX;
+pub(crate) const BACKEND: u64 = u64::MAX - 1;
+pub(crate) const WRITE_SIDE: u64 = 1 << 32;
+pub(crate) const ASKING: u64 = 1 << 33;
 
 /// One export's thread.
 pub(crate) struct Worker {
@@ -49,6 +50,8 @@ pub(crate) struct Worker {
     pub next_conn: u32,
     /// OPENs that are being decided.
     pub asking: BTreeMap<u64, Asking>,
+    /// Name of the client that is being admitted to write, or was last.
+    pub admitted_client: String,
     pub directory: Arc<Directory>,
     pub saved: Saved,
     pub record_file: Option<RecordFile>,
@@ -61,132 +64,16 @@ pub(crate) struct Worker {
     pub unfinished: Vec<u32>,
     /// A flush of the export's own is to be handed to the backend.
     pub flush_wanted: bool,
-    /// When a drain has to be over; `None`: not draining.
-    pub drain: Option<u64>,
-    /// The flush at the end of a drain: `None` before, then whether it succeeded.
-    pub drained: Option<bool>,
-    /// That flush is with the backend.
-    pub drain_flushing: bool,
+    pub drain: Drain,
     pub local_clients: bool,
-    listing: Arc<Mutex<Listing>>,
-    inbox: Inbox<Message>,
-    waker: Waker,
-    started: Instant,
-    next_refresh: u64,
+    pub listing: Arc<Mutex<Listing>>,
+    pub inbox: Inbox<Message>,
+    pub waker: Waker,
+    pub started: Instant,
+    pub next_refresh: u64,
 }
 
 impl Worker {
-    /// Opens the backend and reads what is remembered of the export. Answers the worker and what to tell of it.
-    pub fn open(
-        index: usize,
-        export: &ExportConfig,
-        config: Arc<Config>,
-        directory: Arc<Directory>,
-        inbox: Inbox<Message>,
-        waker: Waker,
-    ) -> Result<(Self, Arc<Mutex<Listing>>), StartError> {
-        let name = export.spec.name.clone();
-        let backend = export
-            .spec
-            .open(&OpenOptions {
-                read_only: export.read_only,
-                create_size: export.create_size,
-                block_size: export.block_size,
-                state_dir: Some(config.state_dir.clone()),
-                runtime_dir: config.runtime_dir.clone(),
-                ..OpenOptions::default()
-            })
-            .map_err(|source| StartError::Export {
-                name: name.clone(),
-                source,
-            })?;
-        let state_error = |source| StartError::State {
-            name: name.clone(),
-            dir: config.state_dir.display().to_string(),
-            source,
-        };
-        let identity = backend.identity();
-        let continuity = identity.continuity.map(|hash| hex(&hash));
-        let file = RecordFile::new(&config.state_dir, &identity.export_id).map_err(state_error)?;
-        let before = file.load().map_err(state_error)?.unwrap_or_default();
-        let goes_on = before.clean || continuity.is_some() && continuity == before.continuity;
-        let kept = bytes(&before.incarnation).filter(|_| goes_on);
-        let incarnation = kept.unwrap_or_else(random);
-        let lease = before.lease.as_ref().and_then(SavedLease::record);
-        // A gate that an earlier start closed is still closed.
-        let fresh = kept.is_none() || before.replay_owed;
-        let saved = Saved {
-            name: name.clone(),
-            incarnation: hex(&incarnation),
-            continuity,
-            clean: false,
-            replay_owed: fresh && lease.is_some_and(|lease| lease.held),
-            ..before
-        };
-        // Before anything is served: from here on a crash is no clean stop.
-        file.store(&saved).map_err(state_error)?;
-
-        let poller = Poller::new()?;
-        poller.add(waker.fd(), WAKER, Interest::READ)?;
-        poller.add(backend.wake_fd(), BACKEND, Interest::READ)?;
-        let rules = Rules {
-            id: identity.export_id,
-            incarnation,
-            fresh,
-            record: lease.unwrap_or(Record::NONE),
-            read_only: backend.info().read_only,
-            lease_time: nanoseconds(config.lease_time),
-        };
-        let table = vec![Entry::default(); SESSIONS].into_boxed_slice();
-        let listing = Arc::new(Mutex::new(Listing {
-            name,
-            ..Listing::default()
-        }));
-        let worker = Self {
-            index,
-            config,
-            backend,
-            rules: Export::new(&rules, table, 0),
-            members: BTreeMap::new(),
-            keys: HashMap::new(),
-            next_key: 1,
-            conns: BTreeMap::new(),
-            next_conn: 0,
-            asking: BTreeMap::new(),
-            directory,
-            saved,
-            record_file: Some(file),
-            poller,
-            pool: Pool::new(CACHED),
-            scratch: vec![0; HEADER_LEN + MAX_DIGEST_AREA as usize].into_boxed_slice(),
-            done: Vec::new(),
-            lost: Vec::new(),
-            unfinished: Vec::new(),
-            flush_wanted: false,
-            drain: None,
-            drained: None,
-            drain_flushing: false,
-            local_clients: false,
-            listing: Arc::clone(&listing),
-            inbox,
-            waker,
-            started: Instant::now(),
-            next_refresh: REFRESH,
-        };
-        worker.publish();
-        Ok((worker, listing))
-    }
-
-    /// The id that stays with the export's content.
-    pub fn export_id(&self) -> [u8; 16] {
-        self.rules.state().id
-    }
-
-    /// What people should know about the export, if anything.
-    pub fn note(&self) -> Option<String> {
-        self.backend.identity().note
-    }
-
     /// Serves until drained. Answers whether everything is flushed and marked so.
     pub fn run(mut self) -> io::Result<bool> {
         let mut events = Vec::new();
@@ -225,7 +112,15 @@ impl Worker {
             }
             // What has completed is taken in every turn.
             BACKEND => {}
-            conn => self.handle_ready(conn as u32),
+            asking if asking & ASKING != 0 => self.handle_asking(asking & !ASKING),
+            // Room to write is used in every turn. A peer that will never read an answer is gone.
+            conn if conn & WRITE_SIDE != 0 => {
+                if event.hangup {
+                    self.drop_connection(conn as u32);
+                }
+            }
+            conn if event.readable => self.handle_ready(conn as u32),
+            _ => {}
         }
     }
 
@@ -236,7 +131,7 @@ impl Worker {
             let decided = self.decide_all();
             // Last words go before the streams that they are for are closed.
             self.transmit_all();
-            let closed = self.close_all();
+            let closed = self.take_events();
             let resumes = self.members.values().any(Member::may_resume);
             if !closed && !decided && !resumes {
                 return;
@@ -281,7 +176,7 @@ impl Worker {
                 self.publish();
             }
             Ok(None) => {}
-            Err(error) => eprintln!("export {}: {error}", self.saved.name),
+            Err(error) => log::line(format_args!("export {}: {error}", self.saved.name)),
         }
     }
 
@@ -293,54 +188,12 @@ impl Worker {
             .filter_map(|m| m.session.next_timeout());
         let leaving = self.conns.values().filter_map(|conn| conn.leaving);
         let refresh = (!self.members.is_empty()).then_some(self.next_refresh);
-        let own = [self.rules.next_timeout(), self.drain, refresh];
+        let own = [self.rules.next_timeout(), self.drain.timeout(), refresh];
         let due = sessions
             .chain(leaving)
             .chain(own.into_iter().flatten())
             .min();
         due.map(|due| Duration::from_nanos(due.saturating_sub(now)))
-    }
-
-    /// The export as clients are told.
-    pub(crate) fn geometry(&self) -> Geometry {
-        let info: &Info = self.backend.info();
-        let flags = [
-            (info.read_only, GeometryFlags::READ_ONLY),
-            (info.rotational, GeometryFlags::ROTATIONAL),
-            (info.discard, GeometryFlags::DISCARD),
-            (info.write_zeroes, GeometryFlags::WRITE_ZEROES),
-            (info.fast_zeroes, GeometryFlags::FAST_ZEROES),
-            (true, GeometryFlags::FUA),
-            (true, GeometryFlags::BLOCK_STATUS),
-        ];
-        let flags = flags
-            .into_iter()
-            .filter_map(|(on, flag)| on.then_some(flag.0))
-            .fold(0, |all, flag| all | flag);
-        Geometry {
-            size: info.size,
-            logical_block: info.logical_block,
-            physical_block: info.physical_block,
-            flags: GeometryFlags(flags),
-            discard_granularity: info.discard_granularity,
-            atomic_limit: info.max_atomic_write,
-            rollback_limit: 0,
-        }
-    }
-
-    /// Puts what LIST tells up to date.
-    pub(crate) fn publish(&self) {
-        let geometry = self.geometry();
-        let writer = self
-            .rules
-            .writer()
-            .and_then(|number| self.members.get(&number));
-        let mut listing = lock(&self.listing);
-        listing.size = geometry.size;
-        listing.logical_block = geometry.logical_block;
-        listing.flags = geometry.flags;
-        listing.writer = writer.map_or_else(String::new, |member| member.client.clone());
-        listing.sessions = self.members.len();
     }
 
     /// Nanoseconds since the worker was made.
@@ -376,10 +229,10 @@ impl Worker {
         match file.store(&self.saved) {
             Ok(()) => true,
             Err(error) => {
-                eprintln!(
+                log::line(format_args!(
                     "export {}: its state can't be saved: {error}",
                     self.saved.name
-                );
+                ));
                 false
             }
         }

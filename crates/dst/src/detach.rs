@@ -107,6 +107,8 @@ fn detach(device: &str, force: bool, signals: &Signals) -> Outcome<String> {
             }
             match lost {
                 None => Ok(format!("{name} is detached")),
+                // As was asked for.
+                Some(lost) if force => Ok(format!("{name} is detached; {lost}")),
                 Some(lost) => Err(Failure::new(
                     Code::Io,
                     format!("{name} is detached, but not all of its data is safe: {lost}"),

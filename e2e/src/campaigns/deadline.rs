@@ -249,8 +249,15 @@ fn force_mounted(lab: &Lab) -> Result<()> {
     let (mut server, mut device) = setup(lab, &[])?;
     Kind::Ext4.make(device.block())?;
     let mount = Mount::new(lab, Kind::Ext4, device.block(), "")?;
+    let path = mount.point().join("dirty");
+    std::fs::write(&path, vec![5; 4 << 20])?;
+    command::ok(lab.program("sync", ["-f"]).arg(&path), RECOVERY)?;
     server.kill()?;
-    std::fs::write(mount.point().join("dirty"), vec![5; 4 << 20])?;
+    // In place, so that the file system has everything at hand that it needs to take it; if not, it may wait.
+    let dirty = Pending::start(move || {
+        let file = std::fs::File::options().write(true).open(&path)?;
+        std::os::unix::fs::FileExt::write_all_at(&file, &[6; 1 << 20], 0)
+    });
     let sync = lab.program("sync", ["-f"]).arg(mount.point()).spawn();
     let refused = device.run_detach(&[])?;
     if refused.code != Some(8) {
@@ -263,6 +270,9 @@ fn force_mounted(lab: &Lab) -> Result<()> {
     if took > FORCE {
         bail!("detach --force took {:.1} s", took.as_secs_f64());
     }
+    let _ = dirty
+        .outcome(RECOVERY)
+        .context("a buffered write that was under way at detach --force")?;
     let mut sync = sync?;
     let status = command::wait_for(&mut sync, "sync", Duration::from_secs(20))
         .context("a sync that hung before detach --force")?;

@@ -80,7 +80,7 @@ fn over(lab: &Lab, server: Server<'_>, connections: u16) -> Result<()> {
     if connections > 1 {
         let wanted = u64::from(connections);
         wait::until("all connections", RECOVERY, || {
-            Ok(device.number("connections")? == wanted)
+            Ok(device.connections()? == wanted)
         })?;
     }
     work(&device, 1)?.outcome(RECOVERY)?.0?;
@@ -103,7 +103,7 @@ fn cut_some(lab: &Lab) -> Result<()> {
     let proxy = Proxy::start(server.addr())?;
     let device = Device::attach(lab, &proxy.url("disk"), &["--connections", "4"])?;
     wait::until("four connections", RECOVERY, || {
-        Ok(device.number("connections")? == 4)
+        Ok(device.connections()? == 4)
     })?;
     let mut rng = lab.rng(4);
     for round in 0..lab.plan.pick(40, 8) {
@@ -117,7 +117,7 @@ fn cut_some(lab: &Lab) -> Result<()> {
             .0?;
     }
     wait::until("four connections again", RECOVERY, || {
-        Ok(device.number("connections")? == 4)
+        Ok(device.connections()? == 4)
     })?;
     device.check_not_failed()?;
     device.detach()?;

@@ -103,7 +103,7 @@ fn client_moves(lab: &Lab) -> Result<()> {
     let url = format!("dst://10.77.0.1:{PORT}/disk");
     let device = Device::attach_under(lab, &network.on_client(), &url, &["--insecure"])?;
     let mut at = "10.77.0.2".to_owned();
-    for round in 0..3 {
+    for round in 0..lab.plan.pick(4, 1) {
         let io = work(&device, 10 + round)?;
         let next = format!("10.77.0.{}", 20 + round);
         network.move_client(&at, &next)?;
@@ -144,7 +144,7 @@ fn server_moves(lab: &Lab) -> Result<()> {
     let device = Device::attach_under(lab, &prefix, &url, &["--insecure"])?;
     work(&device, 1)?.outcome(RECOVERY)?.0?;
     let mut at = "10.77.0.1".to_owned();
-    for round in 0..2 {
+    for round in 0..lab.plan.pick(3, 1) {
         let next = format!("10.77.0.{}", 40 + round);
         let io = work(&device, 2 + round)?;
         network.move_server(&at, &next)?;

@@ -15,6 +15,9 @@ pub const ATTACH: Duration = Duration::from_secs(40);
 /// The same for an orderly detach.
 pub const DETACH: Duration = Duration::from_secs(40);
 
+/// Exit code for data that could not be saved.
+const DATA_LOST: i32 = 14;
+
 /// A device. Detached by force when it is dropped.
 pub struct Device<'l> {
     lab: &'l Lab,
@@ -152,6 +155,17 @@ impl<'l> Device<'l> {
             .with_context(|| format!("no {field} in {status}"))
     }
 
+    /// Connections that work now.
+    ///
+    /// # Errors
+    /// As [`Device::status`].
+    pub fn connections(&self) -> Result<u64> {
+        let status = self.status()?;
+        let now = &status["connections"][0];
+        now.as_u64()
+            .with_context(|| format!("no connections in {status}"))
+    }
+
     /// Its state and message.
     ///
     /// # Errors
@@ -196,12 +210,16 @@ impl<'l> Device<'l> {
         self.check_gone()
     }
 
-    /// Detaches by force; how long it took.
+    /// Detaches by force; how long it took. That data was lost is no failure of the command, which says so by its exit code.
     ///
     /// # Errors
     /// `dst detach --force` fails.
     pub fn detach_by_force(&mut self) -> Result<Duration> {
-        let output = self.run_detach(&["--force"])?.expect_code(0)?;
+        let output = self.run_detach(&["--force"])?;
+        let output = match output.code {
+            Some(DATA_LOST) => output,
+            _ => output.expect_code(0)?,
+        };
         self.attached = false;
         Ok(output.took)
     }

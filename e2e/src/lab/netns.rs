@@ -67,6 +67,12 @@ impl Network {
                 "nodad",
             ])?;
             ip(&["-n", name, "link", "set", LINK, "up"])?;
+            // An IPv6 address stays when the cable is pulled, as an IPv4 one does.
+            let keep = format!("echo 1 > /proc/sys/net/ipv6/conf/{LINK}/keep_addr_on_down");
+            command::ok(
+                &mut cmd("ip", ["netns", "exec", name, "sh", "-c", &keep]),
+                BOUND,
+            )?;
         }
         Ok(network)
     }
@@ -121,8 +127,8 @@ impl Drop for Network {
     }
 }
 
+/// Removed first: to delete an address takes those along that were added after it in the same network.
 fn move_address(space: &str, from: &str, to: &str) -> Result<()> {
-    ip(&["-n", space, "addr", "add", &format!("{to}/24"), "dev", LINK])?;
     ip(&[
         "-n",
         space,
@@ -131,7 +137,8 @@ fn move_address(space: &str, from: &str, to: &str) -> Result<()> {
         &format!("{from}/24"),
         "dev",
         LINK,
-    ])
+    ])?;
+    ip(&["-n", space, "addr", "add", &format!("{to}/24"), "dev", LINK])
 }
 
 /// Only the network namespace: the mounts of an agent stay where everybody sees them.

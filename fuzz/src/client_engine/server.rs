@@ -110,7 +110,9 @@ impl World {
             26 => self.settle_abort(index, input),
             27 => self.session.handle_alive(index, self.now),
             28 => match input.u8() {
-                0..=2 => {
+                // A driver closes when everything has come back.
+                0..=2 if self.is_idle() => {
+                    self.closing = true;
                     self.session.close();
                     self.events();
                 }
@@ -452,7 +454,9 @@ impl World {
             };
             for id in self.wire.open_aborts() {
                 busy = true;
-                self.abort_reply(index, id, Outcome::Kept);
+                let seen = self.wire.sent.contains_key(&id);
+                let outcome = if seen { Outcome::Kept } else { Outcome::NeverExecuted };
+                self.abort_reply(index, id, outcome);
             }
             for id in self.wire.out(index, stream) {
                 busy = true;
@@ -476,6 +480,9 @@ impl World {
             self.lose(index);
         }
         self.server.credit = Server::new().credit;
+        let now = self.server.state();
+        let known = |state: &ExportState| (state.id, state.incarnation) == (now.id, now.incarnation);
+        self.server.knows &= self.session.export().is_some_and(known);
         for _ in 0..200 {
             self.close_wanted();
             for index in 0..CONNECTIONS {

@@ -31,7 +31,9 @@ struct Abort {
 pub struct Wire {
     pub sent: BTreeMap<u64, Sent>,
     aborts: BTreeMap<u64, Abort>,
-    /// Ids whose outcome has been told.
+    /// Ids whose outcome came over the connection where they were out.
+    certain: BTreeSet<u64>,
+    /// Ids whose outcome has been told, anywhere: the client may act on it.
     answered: BTreeSet<u64>,
     newest_in_slot: BTreeMap<u16, u64>,
     pub replayed: bool,
@@ -89,13 +91,13 @@ impl Wire {
     pub fn sends(&mut self, header: &Header, index: u16, stream: u32, step: u64) {
         let limits = self.limits.expect("sends within a session");
         let id = header.id;
-        assert!(header.slot < SLOTS && id > 0);
+        assert!(header.slot < limits.slots && limits.slots <= SLOTS && id > 0);
         assert!(header.acked <= self.floor(), "acknowledges what was not answered");
         assert!(self.open_aborts().is_empty(), "sends while an ABORT is open");
         assert!(id <= self.floor() + u64::from(limits.window), "beyond the window");
         let replay = header.op_flags.contains(OpFlags::REPLAY);
         assert_eq!(replay, !self.replayed, "replays come first, and only then");
-        if header.slot == SLOTS - 1 {
+        if header.slot == limits.slots - 1 {
             assert_eq!(header.kind, Kind::FLUSH);
         }
         if header.after > 0 {
@@ -115,7 +117,7 @@ impl Wire {
             assert!(*other == id || apart, "overlapping writes {other} and {id} out at once");
         }
         if let Some(sent) = self.sent.get_mut(&id) {
-            assert!(!self.answered.contains(&id), "sent again after its outcome");
+            assert!(!self.certain.contains(&id), "sent again after its outcome");
             assert!(sent.again, "out on two connections");
             assert_eq!(header.attempt, sent.header.attempt.wrapping_add(1));
             let before = Header {
@@ -130,7 +132,8 @@ impl Wire {
         } else {
             self.sends_new(header, index, stream, step);
         }
-        let counted = self.unanswered().filter(|(_, sent)| sent.header.slot != SLOTS - 1);
+        let flush_slot = limits.slots - 1;
+        let counted = self.unanswered().filter(|(_, sent)| sent.header.slot != flush_slot);
         assert!(counted.count() <= usize::from(self.highest.requests), "more than the credit");
         let bytes: u64 = self.unanswered().map(|(_, sent)| u64::from(sent.header.payload_len)).sum();
         assert!(bytes <= u64::from(self.highest.bytes), "more bytes than the credit");
@@ -179,7 +182,8 @@ impl Wire {
         let abort = self.aborts.get_mut(&id)?;
         abort.answered = true;
         self.answered.insert(id);
-        let write = self.sent.get(&id).is_some_and(|sent| sent.header.kind.is_write());
+        // Of one that was never sent this side does not know what it was.
+        let write = self.sent.get(&id).is_none_or(|sent| sent.header.kind.is_write());
         (write && outcome != Outcome::NeverExecuted).then_some(abort.first)
     }
 
@@ -197,6 +201,11 @@ impl Wire {
         if header.more || header.payload_len > 0 {
             // The last piece counts when its payload is there.
             return None;
+        }
+        let out = sent.index == index && !sent.again && sent.header.kind == header.kind;
+        // A READ whose last piece failed has no outcome yet.
+        if out && header.kind != Kind::READ && World::is_final(header.status()) {
+            self.certain.insert(header.id);
         }
         self.outcome(header.id, header.status())
     }

@@ -64,6 +64,8 @@ pub struct World {
     pub keep: Keep,
     pub server: super::server::Server,
     pub now: u64,
+    /// The driver has asked for the end, and submits nothing more.
+    pub closing: bool,
     asked: Vec<Option<Asked>>,
     /// A stream that is to be closed stays for some steps.
     lazy: bool,
@@ -105,6 +107,7 @@ impl World {
             keep: Keep::new(retain),
             server: super::server::Server::new(),
             now: 1,
+            closing: false,
             asked: std::iter::repeat_with(|| None).take(usize::from(USER)).collect(),
             lazy: form & 16 != 0,
             clock: 1,
@@ -123,6 +126,10 @@ impl World {
 
     /// A request of the device's.
     pub fn submit(&mut self, input: &mut Input<'_>) {
+        // Before the first session nobody knows the geometry.
+        if self.closing || self.session.geometry().is_none() {
+            return;
+        }
         let slot = input.below(usize::from(USER) + 1) as u16;
         let kinds = [
             Kind::WRITE,
@@ -137,6 +144,7 @@ impl World {
         let form = input.u8();
         let at = u64::from(form) % BLOCKS;
         let blocks = (u64::from(form / 24) % 4 + 1).min(BLOCKS - at);
+        let blocks = blocks.min(u64::from(self.max_payload) / BLOCK);
         let flags = OpFlags::NONE
             .with(OpFlags::BARRIER, input.one_in(6))
             .with(OpFlags::FUA, input.one_in(6) && Kind::op_flags(kind).contains(OpFlags::FUA));
@@ -147,8 +155,13 @@ impl World {
         self.submit_as(slot, Request { kind, flags, offset, length });
     }
 
+    /// Slots that the device may submit in.
+    pub fn users(&self) -> u16 {
+        user_slots(self.session.limits().slots)
+    }
+
     pub fn submit_as(&mut self, slot: u16, request: Request) {
-        let free = self.slots[usize::from(slot)].is_free() && slot < USER;
+        let free = self.slots[usize::from(slot)].is_free() && slot < self.users();
         trace!("submit {slot} {request:?} free {free}");
         let taken =
             self.session
@@ -291,8 +304,10 @@ impl World {
         match header.kind {
             Kind::PING => {}
             Kind::REPLAYED => {
-                let replays = self.wire.replays();
-                self.keep.check_replayed(replays);
+                // It may be said again when the replay is long over.
+                if !self.wire.replayed {
+                    self.keep.check_replayed(self.wire.replays());
+                }
                 self.wire.replayed = true;
             }
             Kind::CLOSE => self.wire.check_idle(),
@@ -300,7 +315,7 @@ impl World {
             _ => {
                 assert!(header.kind.has_slot());
                 let asked = self.asked.get_mut(usize::from(header.slot));
-                if header.slot < user_slots(SLOTS) {
+                if header.slot < user_slots(self.session.limits().slots) {
                     let asked = asked.and_then(Option::as_mut).expect("sends what nobody asked");
                     let Request { kind, flags, offset, length } = asked.request;
                     assert_eq!((header.kind, header.op_flags), (kind, flags));
@@ -528,7 +543,7 @@ impl World {
         assert!(self.is_idle(), "requests are lost: {:?}", self.asked);
         assert!(self.slots.iter().all(Slot::is_free));
         assert_eq!(self.session.in_flight(), 0);
-        for slot in 0..USER {
+        for slot in 0..self.users() {
             let flush = Request {
                 kind: Kind::FLUSH,
                 flags: OpFlags::NONE,

@@ -163,10 +163,16 @@ impl Agent {
             if kind != header.kind {
                 ctx.fail(format!("#{request} goes out as {}", header.kind.name()));
             }
-            if kind.is_write() && !std::mem::replace(&mut self.memory[slot].sent, true) {
-                ctx.model.sent(request, range);
+            let memory = &mut self.memory[slot];
+            if memory.sent.is_none() {
+                memory.sent = Some(self.session.number());
+                if kind.is_write() {
+                    ctx.model.sent(request, range);
+                }
             }
-            self.last_out[slot] = (header.id, Some(request));
+            // What was sent in an earlier session may have been executed there: an outcome in this one says nothing about that.
+            let first = self.memory[slot].sent == Some(self.session.number());
+            self.last_out[slot] = (header.id, first.then_some(request));
         } else {
             self.last_out[slot] = (header.id, None);
         }

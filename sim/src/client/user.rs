@@ -107,7 +107,7 @@ impl Agent {
         let memory = &mut self.memory[usize::from(at)];
         memory.request = Some(id);
         memory.shift = 0;
-        memory.sent = false;
+        memory.sent = None;
         memory.extents.clear();
         memory.bytes.clear();
         if matches!(kind, Kind::READ | Kind::WRITE) {

@@ -5,9 +5,10 @@
 //! barrier that waits stops everything behind it.
 
 use super::super::proto::{Kind, OpFlags};
+use super::event::Phase;
 use super::list::List;
 use super::retained::{Entries, Retained};
-use super::session::{slot_ref, Phase, Session};
+use super::session::{slot_ref, Session};
 use super::slot::{Failure, Request, Slot, State};
 use super::NONE;
 
@@ -66,7 +67,8 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
 
     /// Gives ids to the waiting requests that may have one.
     pub(super) fn admit<E: Entries>(&mut self, slots: &mut [Slot], retained: &mut Retained<E>) {
-        if self.phase != Phase::Live || self.aborts > 0 {
+        // What was submitted before the end began still goes its way.
+        if !matches!(self.phase, Phase::Live | Phase::Closing) || self.aborts > 0 {
             return;
         }
         self.flush_if_due(slots, retained, false);

@@ -7,8 +7,9 @@
 //! one, and the ABORT is forgotten.
 
 use super::super::proto::{Outcome, Status};
+use super::event::{CloseReason, Phase};
 use super::retained::{Entries, Retained};
-use super::session::{indices, slot_ref, CloseReason, Phase, Session};
+use super::session::{indices, slot_ref, Session};
 use super::slot::{Abort, Failure, Slot, State};
 
 impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {

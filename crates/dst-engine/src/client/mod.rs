@@ -24,7 +24,7 @@
 //!    ^                      |                                            |
 //!    |______SESSION_LOST____|____________________SESSION_LOST____________|
 //!
-//! any --deadline of nothing, EXPORT_CHANGED, LEASE_LOST, writes lost, ...--> Failed
+//! any --EXPORT_CHANGED, LEASE_LOST, writes lost, ...--> Failed
 //! Live --close()--> Closing --answer--> Closed
 //! ```
 //!
@@ -32,7 +32,7 @@
 //!
 //! # Invariants
 //!
-//! * A request takes its id only in phase Live, with no ABORT open, with credit and room in the retention, and with no
+//! * A request (other than a replay) takes its id only in phases Live and Closing, with no ABORT open, with credit and room in the retention, and with no
 //!   open write that it overlaps; ids have no gap within a session.
 //! * While a barrier waits for its id nothing behind it takes one.
 //! * A request completes only when no socket refers to its memory, in the order that barriers ask for.
@@ -40,7 +40,10 @@
 //! * In phase Replaying nothing but replays is sent.
 
 mod admit;
+mod config;
+mod conn;
 mod deadline;
+mod event;
 mod list;
 mod liveness;
 mod open;
@@ -53,11 +56,14 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
+pub use super::frame::seal;
+pub use config::Config;
+pub use event::{CloseReason, Event, FailReason, Phase, Stats};
 pub use open::{Greeting, Names};
 pub use receive::Take;
 pub use retained::{Entries, Entry, Retained};
-pub use send::{seal, Payload, Transmit};
-pub use session::{CloseReason, Config, Event, FailReason, Phase, Session, Stats};
+pub use send::{Payload, Transmit};
+pub use session::Session;
 pub use slot::{Failure, Request, Slot, Source};
 
 /// No slot, no connection.

@@ -5,16 +5,17 @@
 //! knew: ids begin anew, ABORTs are forgotten, and every open request waits for a new id in its old order, behind the
 //! replay of what is retained.
 
+use super::super::frame::seal;
 use super::super::proto::{
     proof, ClientName, Digests, Expect, ExportName, ExportState, Geometry, Header, Hello, Join,
     JoinRequest, Joined, Kind, Limits, Mode, OpenRequest, Opened, Role, SlotState, Status,
     HELLO_LEN, HELLO_MAX,
 };
 use super::super::rx::Fault;
-use super::liveness::{Conn, Link};
+use super::conn::{Conn, Link};
+use super::event::{CloseReason, FailReason, Phase};
 use super::retained::{Entries, Retained};
-use super::send::seal;
-use super::session::{indices, slot_ref, CloseReason, FailReason, Phase, Session};
+use super::session::{indices, slot_ref, Session};
 use super::slot::{Slot, State};
 use super::NONE;
 
@@ -178,6 +179,8 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             self.fail(slots, retained, reason);
             return Ok(());
         }
+        let grown = |old: Geometry| old.size < opened.geometry.size;
+        self.notices.changed |= self.geometry.is_some_and(grown);
         self.geometry = Some(opened.geometry);
         self.number = opened.session.number;
         self.secret = opened.session.secret;
@@ -377,7 +380,12 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         match status {
             Status::SESSION_LOST if self.phase == Phase::Closing => {
                 self.phase = Phase::Closed;
-                self.notices.closed = Some(Status::OK);
+                // What was acknowledged after the last FLUSH may be gone with it.
+                self.notices.closed = Some(if retained.is_dirty() {
+                    Status::SESSION_LOST
+                } else {
+                    Status::OK
+                });
                 self.close_all(CloseReason::Refused);
             }
             Status::SESSION_LOST => {
@@ -394,6 +402,11 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             }
             Status::NOT_ADMITTED if had_session => {
                 self.fail(slots, retained, FailReason::NotAdmitted);
+            }
+            Status::READ_ONLY | Status::UNSUPPORTED | Status::INVALID | Status::PROTOCOL
+                if had_session =>
+            {
+                self.fail(slots, retained, FailReason::Refused(status));
             }
             _ => {
                 if let Some(conn) = self.conn_mut(index) {

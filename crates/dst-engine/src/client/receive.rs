@@ -2,9 +2,10 @@
 
 use super::super::proto::{Aborted, Changed, Geometry, Header, Kind, Status};
 use super::super::rx::Fault;
-use super::liveness::Link;
+use super::conn::Link;
+use super::event::{CloseReason, FailReason, Phase};
 use super::retained::{Entries, Retained};
-use super::session::{indices, slot_ref, CloseReason, FailReason, Phase, Session};
+use super::session::{indices, slot_ref, Session};
 use super::slot::{Failure, Slot, Source, State, PIN_RECEIVING, PIN_SENDING};
 use super::NONE;
 
@@ -99,7 +100,12 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         let Some(slot) = slots.get_mut(usize::from(at)) else {
             return Err(Fault::protocol("reply to a slot that does not exist"));
         };
-        if slot.state != State::Out || slot.conn != index || slot.id != header.id {
+        let newest = slot.attempt.wrapping_sub(1);
+        if slot.state != State::Out
+            || slot.conn != index
+            || slot.id != header.id
+            || header.attempt != newest
+        {
             return Ok(unclaimed);
         }
         if slot.request.kind != header.kind {
@@ -188,8 +194,8 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             if slot.retries > retries {
                 self.give_up(slots, retained, at);
             } else {
-                // Pieces of the same answer are still under way: only a new connection tells them from a new answer.
-                conn.close(CloseReason::BadDigest);
+                // What is still under way of this answer names the attempt before.
+                self.send_again(slots, at);
             }
             return;
         }
@@ -248,7 +254,15 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             if slot.retries > retries {
                 return self.give_up(slots, retained, at);
             }
-            return self.send_again(slots, at);
+            if slot.pins == 0 {
+                return self.send_again(slots, at);
+            }
+            // Its socket still has the bytes, and must not while they go out elsewhere.
+            let index = slot.conn;
+            if let Some(conn) = self.conn_mut(index) {
+                conn.close(CloseReason::BadDigest);
+            }
+            return;
         }
         slot.status = status;
         match slot.state {
@@ -306,7 +320,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         let failure = (status != Status::OK).then_some(Failure::Status(status));
         if let Source::Retained { .. } = source {
             self.finish_slot(slots, at, failure);
-            return self.replay_done(slots, retained, status);
+            return self.replay_done(slots, retained, request.kind, status);
         }
         let mut kept = None;
         if request.kind.is_write() {

@@ -58,6 +58,8 @@ pub struct Retained<E> {
     head: u64,
     tail: u64,
     bytes: u64,
+    /// Entries that are masks.
+    masks: u64,
     reserved_entries: u64,
     reserved_bytes: u64,
     /// Entries below this have been reported to the driver as released.
@@ -74,6 +76,7 @@ impl<E: Entries> Retained<E> {
             head: 0,
             tail: 0,
             bytes: 0,
+            masks: 0,
             reserved_entries: 0,
             reserved_bytes: 0,
             released: 0,
@@ -191,6 +194,7 @@ impl<E: Entries> Retained<E> {
         };
         self.tail = seq.wrapping_add(1);
         if mask {
+            self.masks = self.masks.wrapping_add(1);
             return None;
         }
         self.bytes = self.bytes.saturating_add(room(request));
@@ -206,7 +210,9 @@ impl<E: Entries> Retained<E> {
         }
         while self.head < mark {
             let entry = self.entry(self.head);
-            if !entry.mask {
+            if entry.mask {
+                self.masks = self.masks.saturating_sub(1);
+            } else {
                 self.bytes = self.bytes.saturating_sub(room(&entry.request));
             }
             self.head = self.head.wrapping_add(1);
@@ -255,7 +261,8 @@ impl<E: Entries> Retained<E> {
         let mut covered_to = start;
         let mut clear_to = end;
         let mut younger = seq.wrapping_add(1);
-        while younger < self.tail {
+        let mut masks = self.masks;
+        while masks > 0 && younger < self.tail {
             let entry = self.entry(younger);
             if entry.mask && entry.request.end() > start {
                 if entry.request.offset <= start {
@@ -264,6 +271,7 @@ impl<E: Entries> Retained<E> {
                     clear_to = clear_to.min(entry.request.offset);
                 }
             }
+            masks = masks.wrapping_sub(u64::from(entry.mask));
             younger = younger.wrapping_add(1);
         }
         (covered_to, clear_to)

@@ -1,13 +1,18 @@
 //! What goes out over a live connection, in this order: answers to PING, ABORT, replays and REPLAYED, requests in order of id,
 //! PING, CLOSE.
 
-use super::super::proto::{crc32c, digest, Header, Kind, HEADER_LEN};
+use super::super::frame::seal;
+use super::super::proto::{digest, Header, Kind};
+use super::event::Phase;
 use super::retained::{Entries, Retained};
-use super::session::{indices, Phase, Session};
+use super::session::{indices, Session};
 use super::slot::{Slot, Source, State, PIN_SENDING};
 
 /// A request with so many broken connections behind it is sent alone: it may be what breaks them.
 pub(super) const SUSPECT_BREAKS: u8 = 3;
+
+/// After so many copies of one request the session is given up for a fresh one, before *attempt* could be taken for an older.
+const MOST_ATTEMPTS: u8 = 100;
 
 /// Bytes of a WRITE and where they come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,22 +41,6 @@ pub enum Transmit {
         /// What follows it.
         payload: Payload,
     },
-}
-
-/// Completes a frame's head in place: options and digests stand in `out` behind the room of the header. Answers the length of
-/// header, options and digest area together; 0 where `out` is too short.
-pub fn seal(header: &Header, out: &mut [u8]) -> usize {
-    let area = usize::try_from(header.area_len()).unwrap_or(usize::MAX);
-    let Some((head, rest)) = out.split_first_chunk_mut::<HEADER_LEN>() else {
-        return 0;
-    };
-    let Some(area_bytes) = rest.get(..area) else {
-        return 0;
-    };
-    let mut header = *header;
-    header.area_crc = if area == 0 { 0 } else { crc32c::of(area_bytes) };
-    header.encode(head);
-    HEADER_LEN.saturating_add(area)
 }
 
 impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
@@ -95,7 +84,8 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             };
             return bytes(&ping, out);
         }
-        let idle = self.open_requests == 0 && self.failing == 0 && self.aborts == 0;
+        let settled = self.open_requests == 0 && self.failing == 0 && self.aborts == 0;
+        let idle = settled && self.waiting.is_empty();
         if self.phase == Phase::Closing && index == 0 && idle && !self.close_sent {
             self.close_sent = true;
             return bytes(&Header::new(Kind::CLOSE), out);
@@ -235,7 +225,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         let Some(conn) = self.conn_mut(index) else {
             return;
         };
-        let was_live = conn.link == super::liveness::Link::Live;
+        let was_live = conn.link == super::conn::Link::Live;
         conn.reset();
         if was_live {
             self.stats.reconnects = self.stats.reconnects.saturating_add(1);
@@ -265,6 +255,11 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
                 }
                 _ => {}
             }
+        }
+        let worn = slots.iter().any(|slot| slot.attempt >= MOST_ATTEMPTS);
+        if worn && matches!(self.phase, Phase::Replaying | Phase::Live) {
+            self.phase = Phase::Opening;
+            self.close_all(super::CloseReason::Superseded);
         }
         self.act(slots, retained);
         self.admit(slots, retained);

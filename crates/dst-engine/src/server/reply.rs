@@ -4,7 +4,7 @@
 //! so 1 MiB never holds up 4 KiB. A reply counts as given when it, or its last piece, has been handed out: should the
 //! connection break then, the client resends, and writes are answered from the kept status while READs are executed again.
 
-pub use super::super::client::seal;
+pub use super::super::frame::seal;
 use super::super::proto::{
     digest, Aborted, Changed, Credit, Header, Kind, OptionError, Status, HEADER_LEN,
 };
@@ -89,13 +89,14 @@ impl<W: Bits, L: Lanes> Session<W, L> {
         if pending == Pending::Answer && slot.data && slot.kind == Kind::READ {
             return self.piece(slots, next);
         }
-        let (id, kind, outcome, status, extents) =
-            (slot.id, slot.kind, slot.outcome, slot.status, slot.data);
+        let (id, attempt) = (slot.id, slot.attempt);
+        let (kind, outcome, status, extents) = (slot.kind, slot.outcome, slot.status, slot.data);
         slot.data = false;
         self.uncount(slot, next);
         let with_slot = |header: Header| Header {
             slot: next,
             id,
+            attempt,
             ..header
         };
         match pending {
@@ -166,6 +167,7 @@ impl<W: Bits, L: Lanes> Session<W, L> {
         let header = Header {
             slot: at,
             id: slot.id,
+            attempt: slot.attempt,
             offset,
             payload_len: len,
             digest_len: digest::area_len(digests.algorithm, digests.granule, offset, len)?,

@@ -6,6 +6,7 @@
 //! | file | subject |
 //! | --- | --- |
 //! | `device.rs` | the loop: front end, connections, control socket, signals |
+//! | `device/stages.rs` | from attaching to detached |
 //! | `control.rs` | the control socket |
 //! | `ready.rs` | what `dst attach` is told |
 //! | `report.rs` | what `dst status` is told |

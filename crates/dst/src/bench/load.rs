@@ -291,7 +291,7 @@ pub fn close(driver: &mut Driver) {
     let end = Instant::now() + CLOSING;
     while let Some(left) = end.checked_duration_since(Instant::now()) {
         match driver.turn(Some(left), &mut done, &mut ready) {
-            Ok(turn) if !turn.closed && turn.failed.is_none() => {}
+            Ok(turn) if turn.closed.is_none() && turn.failed.is_none() => {}
             _ => return,
         }
     }

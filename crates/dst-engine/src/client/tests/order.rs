@@ -4,7 +4,8 @@ extern crate std;
 
 use std::vec::Vec;
 
-use super::super::super::proto::{Credit, Kind, Status};
+use super::super::super::proto::{Credit, Header, Kind, Status};
+use super::super::Take;
 use super::rig::*;
 
 #[test]
@@ -126,17 +127,11 @@ fn a_read_takes_its_pieces_in_order_only() {
     let mut rig = Rig::live();
     rig.submit(0, read(0, 4));
     let sent = rig.send(0).unwrap();
-    let piece = |at: u64, length: u32, more| super::super::super::proto::Header {
+    let piece = |at: u64, length: u32, more| Header {
         offset: at,
         payload_len: length,
         more,
-        ..super::super::super::proto::Header::reply(
-            Kind::READ,
-            0,
-            sent.header.id,
-            Status::OK,
-            Credit::default(),
-        )
+        ..Header::reply(Kind::READ, 0, sent.header.id, Status::OK, Credit::default())
     };
     assert!(rig.frame(0, piece(512, 512, true), &[]).is_err());
     assert!(rig.frame(0, piece(0, 512, false), &[]).is_err());
@@ -149,5 +144,38 @@ fn a_read_takes_its_pieces_in_order_only() {
     rig.frame(0, piece(1536, 512, false), &[]).unwrap();
     rig.session
         .payload_done(&mut rig.slots, &mut rig.retained, 0, stream, true);
+    assert_eq!(rig.completed(), [(0, Ok(()))]);
+}
+
+#[test]
+fn a_read_with_a_bad_digest_is_sent_again_and_the_rest_of_the_bad_answer_thrown_away() {
+    let mut rig = Rig::live();
+    rig.submit(0, read(0, 2));
+    let first = rig.send(0).unwrap();
+    let piece = |sent: Sent, at: u64, more| Header {
+        attempt: sent.header.attempt,
+        offset: at,
+        payload_len: 512,
+        more,
+        ..Header::reply(Kind::READ, 0, 1, Status::OK, Credit::default())
+    };
+    let stream = rig.streams[0];
+    rig.frame(0, piece(first, 0, true), &[]).unwrap();
+    rig.session
+        .payload_done(&mut rig.slots, &mut rig.retained, 0, stream, false);
+    assert_eq!(
+        rig.frame(0, piece(first, 512, false), &[]),
+        Ok(Take::Discard)
+    );
+    let again = rig.send(0).unwrap();
+    for (at, more) in [(0, true), (512, false)] {
+        let at_slot = Take::Payload {
+            slot: 0,
+            at: at as u32,
+        };
+        assert_eq!(rig.frame(0, piece(again, at, more), &[]), Ok(at_slot));
+        rig.session
+            .payload_done(&mut rig.slots, &mut rig.retained, 0, stream, true);
+    }
     assert_eq!(rig.completed(), [(0, Ok(()))]);
 }

@@ -28,6 +28,7 @@ pub struct Rig {
     pub incarnation: u8,
     pub export_id: u8,
     pub credit: Credit,
+    pub size: u64,
 }
 
 /// What a session sent: header and, for a WRITE, where its bytes come from.
@@ -69,6 +70,7 @@ impl Rig {
             streams: [0; MAX_CONNECTIONS],
             now: 0,
             epoch: 1,
+            size: 1 << 20,
             incarnation: 1,
             export_id: 9,
             credit: Credit {
@@ -140,7 +142,7 @@ impl Rig {
 
     pub fn geometry(&self) -> Geometry {
         Geometry {
-            size: 1 << 20,
+            size: self.size,
             logical_block: 512,
             physical_block: 4096,
             flags: GeometryFlags::NONE,
@@ -206,13 +208,16 @@ impl Rig {
     }
 
     pub fn reply(&mut self, index: u16, sent: Sent, status: Status) -> Take {
-        let header = Header::reply(
-            sent.header.kind,
-            sent.header.slot,
-            sent.header.id,
-            status,
-            self.credit,
-        );
+        let header = Header {
+            attempt: sent.header.attempt,
+            ..Header::reply(
+                sent.header.kind,
+                sent.header.slot,
+                sent.header.id,
+                status,
+                self.credit,
+            )
+        };
         self.frame(index, header, &[]).unwrap()
     }
 

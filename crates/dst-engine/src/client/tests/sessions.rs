@@ -346,3 +346,49 @@ fn an_export_that_can_not_be_synced_fails_the_device() {
     rig.refuse(Kind::OPEN, 0, Status::SYNC_FAILED);
     assert_eq!(rig.session.phase(), Phase::Failed(FailReason::SyncFailed));
 }
+
+#[test]
+fn an_export_that_is_read_only_now_fails_the_device() {
+    let mut rig = Rig::live();
+    lose_session(&mut rig);
+    rig.refuse(Kind::OPEN, 0, Status::READ_ONLY);
+    let reason = FailReason::Refused(Status::READ_ONLY);
+    assert_eq!(rig.session.phase(), Phase::Failed(reason));
+}
+
+#[test]
+fn what_waits_when_the_end_begins_is_still_served() {
+    let mut rig = Rig::live();
+    rig.submit(0, write(0, 1));
+    rig.submit(1, write(0, 1));
+    let first = rig.send(0).unwrap();
+    rig.session.close();
+    assert_eq!(rig.send(0), None);
+    rig.reply(0, first, Status::OK);
+    let second = rig.send(0).unwrap();
+    assert_eq!(second.header.slot, 1);
+    assert_eq!(rig.send(0), None);
+    rig.reply(0, second, Status::OK);
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::CLOSE);
+}
+
+#[test]
+fn a_session_lost_at_its_end_with_unflushed_writes_did_not_end_well() {
+    let mut rig = Rig::live();
+    rig.write_through(0, write(0, 1));
+    rig.session.close();
+    rig.send(0).unwrap();
+    rig.lose(0);
+    rig.connect(0);
+    rig.refuse(Kind::JOIN, 0, Status::SESSION_LOST);
+    assert!(rig.events().contains(&Event::Closed(Status::SESSION_LOST)));
+}
+
+#[test]
+fn an_export_that_grew_meanwhile_resizes_the_device() {
+    let mut rig = Rig::live();
+    lose_session(&mut rig);
+    rig.size *= 2;
+    rig.opened();
+    assert!(rig.events().contains(&Event::Changed));
+}
