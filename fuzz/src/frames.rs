@@ -1,6 +1,6 @@
 //! Frames and HELLOs as they stand on the wire, with their CRCs right.
 
-use dst_engine::server::seal;
+use dst_engine::frame::seal;
 use dst_proto::{Header, Hello, Role, HEADER_LEN, HELLO_LEN};
 
 /// The HELLO of this implementation.

@@ -14,3 +14,4 @@ pub mod trace;
 pub mod urls_and_specs;
 pub mod client_engine;
 pub mod server_engine;
+pub mod export_lease;

@@ -151,6 +151,8 @@ pub struct Agent {
     /// Requests that failed at their deadline since the user began to follow a script.
     pub disappointed: u32,
     submit_scheduled: bool,
+    /// When the end of the session was asked for, in the time of the model.
+    close_asked: u64,
     /// ABORTs on the wire: slot, id, request.
     aborted: Vec<(u16, u64, RequestId)>,
     /// The last request that went out in each slot, with its id; none where it had gone out in an earlier session.
@@ -202,6 +204,7 @@ impl Agent {
             left: birth.requests,
             disappointed: 0,
             submit_scheduled: false,
+            close_asked: 0,
             aborted: Vec::new(),
             last_out: vec![(0, None); slots],
         }
@@ -210,6 +213,11 @@ impl Agent {
     /// Where the session stands.
     pub fn phase(&self) -> Phase {
         self.session.phase()
+    }
+
+    /// Whether the end of the session has been asked for.
+    pub fn is_closing(&self) -> bool {
+        matches!(self.session.phase(), Phase::Closing | Phase::Closed)
     }
 
     /// Counters of the engine.
@@ -356,6 +364,7 @@ impl Agent {
 
     /// Asks for the end of the session; nothing is outstanding.
     pub fn close(&mut self, ctx: &mut Ctx) {
+        self.close_asked = ctx.model.tick();
         trace!(ctx, "client {} detaches", self.birth.number);
         self.session.close();
         self.step(ctx);

@@ -416,7 +416,7 @@ impl World {
             }
             return;
         }
-        if !agent.opened || !agent.is_satisfied() || self.closing[place] {
+        if !agent.opened || !agent.is_satisfied() || agent.is_closing() {
             return;
         }
         if client == 0 && !self.detaching && !self.last_sweep {
@@ -431,7 +431,11 @@ impl World {
             // Deadlines have passed: that is no look at the disk.
             return self.sweep();
         }
-        self.closing[place] = true;
+        if !self.closing[place] {
+            // A driver flushes before it closes.
+            self.closing[place] = true;
+            return agent.follow(&mut self.ctx, vec![FLUSH]);
+        }
         agent.close(&mut self.ctx);
     }
 
@@ -519,19 +523,28 @@ impl World {
     }
 }
 
-/// FLUSH, every sector, FLUSH.
+/// A FLUSH behind everything before it.
+const FLUSH: Wish = Wish {
+    request: Request {
+        kind: Kind::FLUSH,
+        flags: OpFlags::BARRIER,
+        offset: 0,
+        length: 0,
+    },
+    beyond: false,
+};
+
+/// FLUSH and every sector.
 fn last_script(scenario: &Scenario, size: u64) -> Vec<Wish> {
-    let wish = |kind, flags, offset, length| Wish {
+    let read = |(offset, length)| Wish {
         request: Request {
-            kind,
-            flags,
+            kind: Kind::READ,
+            flags: OpFlags::NONE,
             offset,
             length,
         },
         beyond: false,
     };
-    let flush = wish(Kind::FLUSH, OpFlags::BARRIER, 0, 0);
-    let reads = workload::sweep(scenario, size);
-    let reads = reads.map(|(offset, length)| wish(Kind::READ, OpFlags::NONE, offset, length));
-    [flush].into_iter().chain(reads).chain([flush]).collect()
+    let reads = workload::sweep(scenario, size).map(read);
+    [FLUSH].into_iter().chain(reads).collect()
 }

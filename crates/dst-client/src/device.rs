@@ -39,7 +39,8 @@ pub struct Device {
 }
 
 impl Device {
-    /// Attaches the export that `url` names, for reading and writing, with the defaults of [`Options::new`].
+    /// Attaches the export that `url` names, for reading and writing, with the defaults of [`Options::new`]: on this
+    /// machine only, since connections to others would not be encrypted.
     pub fn connect(url: &str) -> Result<Self, OpenError> {
         let endpoint: Endpoint = url
             .parse()

@@ -112,7 +112,7 @@ pub(crate) fn fail_text(reason: FailReason) -> String {
         FailReason::ReplayFailed(status) => {
             format!("the server lost writes that had been acknowledged, and replaying them failed: {status}")
         }
-        FailReason::SyncFailed => "the server could not make writes durable, twice in a row".into(),
+        FailReason::SyncFailed => "the server could not make writes durable".into(),
         FailReason::GeometryChanged => {
             "the export came back smaller, with other block sizes or with lower limits".into()
         }

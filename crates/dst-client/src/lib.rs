@@ -6,7 +6,7 @@
 //! use dst_client::Device;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let disk = Device::connect("dst://storage/disk")?;
+//! let disk = Device::connect("dst://localhost/disk")?;
 //! println!("{} bytes", disk.geometry().size);
 //! disk.write_at(&[1; 4096], 0)?;
 //! disk.flush()?; // what was written before survives a power loss of the server

@@ -123,7 +123,7 @@ fn take_reply(
 ) -> Result<bool, OpenError> {
     if header.kind != Kind::LIST || header.status() != Status::OK {
         let message = match Refusal::decode(options) {
-            Ok(refusal) => refusal.message.as_str().to_owned(),
+            Ok(refusal) => refusal.message.to_string(),
             Err(_) => "no LIST came".to_owned(),
         };
         return Err(OpenError::refused(header.status(), message, None));

@@ -245,14 +245,15 @@ impl Driver {
         }
         let refusal = Refusal::decode(conn.receiver.options());
         let (text, wait) = match &refusal {
-            Ok(refusal) => (refusal.message.as_str(), refusal.wait_ms),
-            Err(_) => ("", None),
+            // Its Display leaves out what could harm a terminal.
+            Ok(refusal) => (refusal.message.to_string(), refusal.wait_ms),
+            Err(_) => (String::new(), None),
         };
         self.message = Some(format!("the server refused: {status}: {text}"));
         let fatal = !matches!(status, Status::DRAINING | Status::SESSION_LOST);
         if !self.opened && fatal {
             let wait = wait.map(|ms| Duration::from_millis(ms.into()));
-            self.refused = Some(OpenError::refused(status, text.to_owned(), wait));
+            self.refused = Some(OpenError::refused(status, text, wait));
         }
     }
 }

@@ -1,14 +1,18 @@
-//! Streams that ask to be let in: OPEN and JOIN.
+//! Streams that are let in, by OPEN or JOIN, or turned away at once.
+
+use std::time::Duration;
 
 use dst_engine::rx::Receiver;
-use dst_engine::server::{Admission, Config as SessionConfig, ConnId, Refused, PIECE};
+use dst_engine::server::{Admission, Config as SessionConfig, ConnId, PIECE};
 use dst_net::Link;
 use dst_proto::{
     digest, proof, Algorithm, DigestChoice, Digests, Header, JoinRequest, Joined, Kind, Limits,
     Mode, OpenRequest, Opened, SessionGrant, Status, Times, MAX_PAYLOAD, MAX_SLOTS, NO_SLOT,
 };
 
+use crate::asking::Asking;
 use crate::conn::Conn;
+use crate::drain::Drain;
 use crate::frames::{frame, refusal};
 use crate::member::Member;
 use crate::port::Arrival;
@@ -23,26 +27,10 @@ const LIMITS: Limits = Limits {
     credit_bytes: 16 << 20,
 };
 
-/// An OPEN whose answer is being decided.
-pub(crate) struct Asking {
-    link: Link,
-    receiver: Receiver<Box<[u8]>>,
-    limits: Limits,
-    digests: Digests,
-    writable: bool,
-    client: String,
-}
-
-impl Asking {
-    pub fn is_writer(&self) -> bool {
-        self.writable
-    }
-
-    /// Name of the client, for people.
-    pub fn client(&self) -> &str {
-        &self.client
-    }
-}
+/// What a client is told that comes while the server stops.
+pub(crate) const STOPPING: &str = "this server is about to stop";
+/// How long a reader's session without a connection is kept at most. It has nothing to lose: its client reads again.
+const READER_TIME: Duration = Duration::from_secs(30);
 
 impl Worker {
     /// Takes a stream whose first frame has come.
@@ -52,7 +40,7 @@ impl Worker {
             _ => {
                 self.handle_join(arrival);
                 // A session remembers one displaced stream for each index: take it before the next comes.
-                self.close_all();
+                self.take_events();
             }
         }
     }
@@ -78,13 +66,8 @@ impl Worker {
                 return turn_away(link, Kind::OPEN, error.status(), "malformed options");
             }
         };
-        if self.drain.is_some() {
-            return turn_away(
-                link,
-                Kind::OPEN,
-                Status::DRAINING,
-                "this server is about to stop",
-            );
+        if self.drain != Drain::No {
+            return turn_away(link, Kind::OPEN, Status::DRAINING, STOPPING);
         }
         let limits = open.limits.min(&LIMITS);
         if !self.is_enough(&limits) {
@@ -94,10 +77,13 @@ impl Worker {
         let number = self.directory.assign(self.index);
         self.tell_signs_of_life();
         let now = self.now();
-        let admission = self.rules.open(number, &open, now);
-        if let Admission::Refused(refused) = admission {
-            self.directory.remove(number);
-            return self.refuse_open(link, refused);
+        let mut admission = self.rules.open(number, &open, now);
+        let full = |admission: &Admission| match admission {
+            Admission::Refused(refused) => refused.status == Status::LIMIT,
+            _ => false,
+        };
+        if full(&admission) && self.end_loneliest_reader() {
+            admission = self.rules.open(number, &open, now);
         }
         let asking = Asking {
             limits,
@@ -107,10 +93,30 @@ impl Worker {
             link,
             receiver,
         };
-        self.asking.insert(number, asking);
-        if admission == Admission::Granted {
-            self.grant(number);
+        match admission {
+            Admission::Refused(refused) => {
+                self.directory.remove(number);
+                self.refuse_open(asking.link, refused);
+            }
+            Admission::Granted => self.begin_session(number, asking),
+            Admission::Pending => self.keep_asking(number, asking),
         }
+    }
+
+    /// Ends the reader that has been without a connection longest, to make room. Answers whether there was one.
+    fn end_loneliest_reader(&mut self) -> bool {
+        let readers = self.members.values_mut().filter_map(|member| {
+            let reads = !member.session.is_writable() && !member.session.is_ended();
+            let since = member.session.alone_since().filter(|_| reads)?;
+            Some((since, member))
+        });
+        let Some((_, member)) = readers.min_by_key(|(since, _)| *since) else {
+            return false;
+        };
+        let reason = Status::SESSION_LOST;
+        member.session.settle(&mut member.slots, reason);
+        self.take_events();
+        true
     }
 
     /// Whether a session can be had with these limits: a slot beside that for FLUSH, a connection, a block.
@@ -122,45 +128,14 @@ impl Worker {
             && limits.credit_bytes >= limits.max_payload
     }
 
-    /// The rules refused an OPEN.
-    pub(crate) fn refuse_asking(&mut self, number: u64, refused: Refused) {
-        self.directory.remove(number);
-        if let Some(asking) = self.asking.remove(&number) {
-            self.refuse_open(asking.link, refused);
+    /// The session of a granted OPEN begins, once a crash can't be taken for a clean stop any more.
+    pub(crate) fn begin_session(&mut self, number: u64, asking: Asking) {
+        if !self.begin_serving() {
+            self.rules.settled(number);
+            self.directory.remove(number);
+            let text = "the server can't save its state";
+            return turn_away(asking.link, Kind::OPEN, Status::IO, text);
         }
-    }
-
-    fn refuse_open(&self, mut link: Link, refused: Refused) {
-        let writer = self
-            .rules
-            .writer()
-            .and_then(|number| self.members.get(&number));
-        let text = match refused.status {
-            Status::LEASE_BUSY => match writer.map(|member| member.client.as_str()) {
-                Some(client) => format!("{client} has it attached for writing"),
-                None => match &self.saved.lease {
-                    Some(lease) => format!(
-                        "{} had it attached for writing and may come back",
-                        lease.client
-                    ),
-                    None => "it is attached for writing".to_owned(),
-                },
-            },
-            Status::LEASE_LOST => "another client has been let in to write since".to_owned(),
-            Status::EXPORT_CHANGED => "another disk has this name now".to_owned(),
-            Status::READ_ONLY => "the export is read-only; attach it with --read-only".to_owned(),
-            Status::LIMIT => "too many sessions".to_owned(),
-            status => status.name().to_owned(),
-        };
-        link.push_bytes(&refusal(Kind::OPEN, refused.status, &text, refused.wait));
-        say_farewell(link);
-    }
-
-    /// The rules let an OPEN in: the session begins.
-    pub(crate) fn grant(&mut self, number: u64) {
-        let Some(asking) = self.asking.remove(&number) else {
-            return;
-        };
         let now = self.now();
         let config = SessionConfig {
             number,
@@ -170,7 +145,11 @@ impl Worker {
             digests: choose(&asking.digests),
             piece: PIECE,
             keepalive: nanoseconds(self.config.keepalive),
-            session_time: nanoseconds(self.config.session_time),
+            session_time: nanoseconds(if asking.writable {
+                self.config.session_time
+            } else {
+                self.config.session_time.min(READER_TIME)
+            }),
         };
         let conn = self.next_conn;
         let secret = random();
@@ -207,6 +186,7 @@ impl Worker {
             header,
             hello,
             nonce,
+            ..
         } = arrival;
         let lost = "this server does not know the session";
         let conn = ConnId(self.next_conn);
@@ -283,7 +263,7 @@ impl Worker {
                 digests.granule,
             );
         }
-        match Conn::new(link, receiver, number, &self.poller, u64::from(id)) {
+        match Conn::new(link, receiver, number, &self.poller, id) {
             Ok(conn) => {
                 self.conns.insert(id, conn);
                 // More may have come behind OPEN or JOIN already.
@@ -322,13 +302,13 @@ fn milliseconds(nanoseconds: u64) -> u32 {
     u32::try_from(nanoseconds / 1_000_000).unwrap_or(u32::MAX)
 }
 
-fn turn_away(mut link: Link, kind: Kind, status: Status, text: &str) {
+pub(crate) fn turn_away(mut link: Link, kind: Kind, status: Status, text: &str) {
     link.push_bytes(&refusal(kind, status, text, None));
     say_farewell(link);
 }
 
 /// Sends what is queued and closes. What does not go at once is not worth keeping the stream for.
-fn say_farewell(mut link: Link) {
+pub(crate) fn say_farewell(mut link: Link) {
     let _ = link.flush();
     link.shutdown();
 }

@@ -31,7 +31,7 @@ pub struct Config {
     pub runtime_dir: Option<PathBuf>,
     /// Take plaintext connections from other machines.
     pub insecure: bool,
-    /// How long a session without a connection is kept.
+    /// How long a session without a connection is kept; that of a reader 30 s at most.
     pub session_time: Duration,
     /// After so long without a sign of life another client may take the lease.
     pub lease_time: Duration,

@@ -154,6 +154,9 @@ impl Worker {
         } else if ok {
             self.rules.flushed();
         } else {
+            if self.drain == Drain::Flushed(true) {
+                self.drain = Drain::Flushed(false);
+            }
             self.rules.sync_failed(None, random(), self.now());
         }
     }

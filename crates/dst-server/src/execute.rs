@@ -89,6 +89,10 @@ impl Worker {
             },
         );
         if started.syncs && status == Status::OK {
+            // REPLAYED may have come in the same turn, and what it led to not have been looked at.
+            if member.session.has_replayed() {
+                self.rules.replayed(number);
+            }
             self.rules.sync_succeeded(number);
         }
         let id = started.id;

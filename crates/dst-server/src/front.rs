@@ -2,7 +2,8 @@
 //!
 //! A stream is a *guest* here until its first frame has come whole: LIST is answered at once, OPEN and JOIN go to the thread of
 //! the export, with the link. What a guest can cost is bounded: few of them, a small receive area, and a deadline for the
-//! whole greeting. When too many are there the oldest has to go: a client that means it is through within milliseconds.
+//! whole greeting. When too many are there one has to go, whichever: were it the oldest, a flood would leave no time to
+//! anybody farther away than the flood.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,12 +24,17 @@ use crate::port::{Arrival, Directory, Listing, Message, Port};
 /// The whole greeting has to be there within this time.
 const GREETING: Duration = Duration::from_secs(10);
 /// Most guests at once.
-const GUESTS: usize = 128;
+const GUESTS: usize = 256;
+/// Most streams accepted before guests get their turn.
+const ACCEPTS: usize = 64;
 /// Receive area: that of a connection, since it becomes one. It is zeroed memory, which costs nothing until it is used; the
 /// deadline and the number of guests bound what strangers can use of it.
 const AREA: usize = HELLO_MAX + MAX_OPTIONS as usize + MAX_DIGEST_AREA as usize;
 /// After an error of accept itself.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Milliseconds after which an export should have taken the streams that were under way to it.
+const BUSY_MS: u32 = 1000;
 
 const WAKER: u64 = u64::MAX;
 const FIRST_GUEST: u64 = 1 << 32;
@@ -98,17 +104,16 @@ impl Front {
     }
 
     /// Serves until `stop` is set.
-    pub fn run(mut self) {
+    pub fn run(mut self) -> io::Result<()> {
         let mut events = Vec::new();
         while !self.stop.load(Ordering::Acquire) {
-            if self.poller.wait(self.patience(), &mut events).is_err() {
-                return;
-            }
+            self.poller.wait(self.patience(), &mut events)?;
             for event in &events {
                 self.handle(event);
             }
             self.send_away_the_slow();
         }
+        Ok(())
     }
 
     fn handle(&mut self, event: &Event) {
@@ -136,16 +141,27 @@ impl Front {
         }
     }
 
+    /// Makes room: any guest has to go.
+    fn send_one_away(&mut self) {
+        let mut random = [0; 8];
+        // Without random numbers there are no nonces either, and no guests.
+        let _ = getrandom::fill(&mut random);
+        let at = usize::from_le_bytes(random) % self.guests.len().max(1);
+        let token = self.guests.keys().nth(at).copied();
+        if let Some(guest) = token.and_then(|token| self.guests.remove(&token)) {
+            self.forget(&guest);
+        }
+    }
+
     fn accept(&mut self, listener: usize) {
-        loop {
+        // What is left in the queue makes the listener ready again.
+        for _ in 0..ACCEPTS {
             match self.listeners[listener].accept() {
                 Ok(stream) => self.welcome(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => {
                     // Out of descriptors, most likely: sending a guest away is all that helps.
-                    if let Some((_, guest)) = self.guests.pop_first() {
-                        self.forget(&guest);
-                    }
+                    self.send_one_away();
                     return std::thread::sleep(PAUSE);
                 }
             }
@@ -180,9 +196,7 @@ impl Front {
             return;
         }
         if self.guests.len() >= GUESTS {
-            if let Some((_, oldest)) = self.guests.pop_first() {
-                self.forget(&oldest);
-            }
+            self.send_one_away();
         }
         let token = self.next_guest;
         if self.poller.add(link.fd(), token, Interest::READ).is_err() {
@@ -216,12 +230,20 @@ impl Front {
             Verdict::Leaves => self.forget(&guest),
             Verdict::MovesTo(export, header) => {
                 self.forget(&guest);
-                self.ports[export].send(Message::Arrival(Box::new(Arrival {
+                let port = &self.ports[export];
+                let Some(place) = port.places.take() else {
+                    let text = "too many others want the same; try again";
+                    let words = refusal(header.kind, Status::LIMIT, text, Some(BUSY_MS));
+                    turn_away(&mut guest, words);
+                    return;
+                };
+                port.send(Message::Arrival(Box::new(Arrival {
                     link: guest.link,
                     receiver: guest.receiver,
                     header,
                     hello: guest.hello,
                     nonce: guest.nonce,
+                    _place: place,
                 })));
             }
         }

@@ -5,6 +5,7 @@
 //! stable storage.
 
 mod admit;
+mod asking;
 mod config;
 mod conn;
 mod decide;
@@ -12,12 +13,16 @@ mod drain;
 mod execute;
 mod frames;
 mod front;
+mod guard;
+mod listing;
+mod log;
 mod member;
 mod port;
 mod receive;
 mod record;
 mod reply;
 mod server;
+mod start;
 mod worker;
 
 pub use config::{Config, ExportConfig, StartError};

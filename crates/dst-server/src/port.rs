@@ -1,6 +1,7 @@
 //! How the front door and the exports' threads reach each other.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,6 +18,41 @@ pub(crate) struct Arrival {
     /// The HELLO that this end sent, and its nonce.
     pub hello: [u8; HELLO_LEN],
     pub nonce: [u8; 16],
+    /// Its place among those under way to the export.
+    pub _place: Place,
+}
+
+/// Streams on their way to one export at most. Each has buffers and a descriptor, and the export may be waiting for a disk.
+const UNDER_WAY: usize = 64;
+
+/// How many streams are on their way to one export.
+#[derive(Default)]
+pub(crate) struct Places {
+    taken: Arc<AtomicUsize>,
+}
+
+/// One of them; free again when it is dropped.
+pub(crate) struct Place {
+    taken: Arc<AtomicUsize>,
+}
+
+impl Places {
+    /// Takes a place. `None`: there is none. For one thread, the front door's.
+    pub fn take(&self) -> Option<Place> {
+        // Only the front door adds, so that what is read here can only get less.
+        if self.taken.load(Ordering::Relaxed) >= UNDER_WAY {
+            return None;
+        }
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        let taken = Arc::clone(&self.taken);
+        Some(Place { taken })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What an export's thread is told.
@@ -44,6 +80,7 @@ pub(crate) struct Port {
     pub name: String,
     pub inbox: Sender<Message>,
     pub waker: Waker,
+    pub places: Places,
     pub listing: Arc<Mutex<Listing>>,
 }
 
@@ -93,4 +130,19 @@ impl Directory {
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What these guard is replaced as a whole: a thread that panicked left nothing half done.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_under_way_are_bounded_and_a_place_is_free_again() {
+        let places = Places::default();
+        let mut taken: Vec<_> = (0..UNDER_WAY).map(|_| places.take().unwrap()).collect();
+        assert!(places.take().is_none());
+        taken.pop();
+        taken.push(places.take().unwrap());
+        assert!(places.take().is_none());
+    }
 }

@@ -49,10 +49,6 @@ impl Worker {
             self.conns.insert(id, conn);
             return;
         }
-        let now = self.now();
-        if let Some(member) = self.members.get_mut(&conn.session) {
-            member.session.handle_received(ConnId(id), now);
-        }
         let mut budget = BUDGET;
         let mut asked = false;
         let stop = loop {
@@ -71,6 +67,13 @@ impl Worker {
                 break stop;
             }
         };
+        // Being ready is no sign of life, bytes are.
+        if budget < BUDGET {
+            let now = self.now();
+            if let Some(member) = self.members.get_mut(&conn.session) {
+                member.session.handle_received(ConnId(id), now);
+            }
+        }
         self.conns.insert(id, conn);
         match stop {
             Stop::Empty => {}

@@ -2,7 +2,7 @@
 //!
 //! One file for each export in the state directory, named by the export's id, replaced as a whole and durable before
 //! anything rests on it. Holder and epoch are written before a lease is granted; *clean* is set at the end of an orderly
-//! stop, when everything has been flushed, and taken back before the next start serves anything.
+//! stop, when everything has been flushed, and taken back before the next session is granted.
 
 use std::fs;
 use std::io::{self, Write as _};

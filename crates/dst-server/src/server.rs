@@ -13,7 +13,8 @@ use serde::Serialize;
 
 use crate::config::{Config, StartError};
 use crate::front::Front;
-use crate::port::{Directory, Message, Port};
+use crate::guard;
+use crate::port::{Directory, Message, Places, Port};
 use crate::worker::Worker;
 
 /// What an export is and who uses it.
@@ -81,7 +82,7 @@ impl Handle {
 pub struct Server {
     handle: Handle,
     front: JoinHandle<()>,
-    workers: Vec<(String, JoinHandle<io::Result<bool>>)>,
+    workers: Vec<(String, JoinHandle<bool>)>,
     urls: Vec<String>,
     notes: Vec<String>,
 }
@@ -129,6 +130,7 @@ impl Server {
                 name,
                 inbox,
                 waker,
+                places: Places::default(),
                 listing,
             });
             workers.push(worker);
@@ -152,19 +154,15 @@ impl Server {
         for stream in streams {
             front.adopt(stream);
         }
-        let spawn = |worker: Worker, name: &str| {
-            std::thread::Builder::new()
-                .name(format!("dst-{name}").chars().take(15).collect())
-                .spawn(move || worker.run())
-        };
         let workers = workers
             .into_iter()
             .zip(ports.iter())
-            .map(|(worker, port)| Ok((port.name.clone(), spawn(worker, &port.name)?)))
+            .map(|(worker, port)| {
+                let thread = guard::spawn(&port.name, move || worker.run())?;
+                Ok((port.name.clone(), thread))
+            })
             .collect::<io::Result<_>>()?;
-        let front = std::thread::Builder::new()
-            .name("dst-front".to_owned())
-            .spawn(move || front.run())?;
+        let front = guard::spawn("front", move || front.run())?;
         Ok(Self {
             handle,
             front,
@@ -189,22 +187,21 @@ impl Server {
         &self.notes
     }
 
-    /// Waits until it has been stopped.
+    /// Waits until it has been stopped. A thread of it that fails before ends the process.
     pub fn wait(self) -> Summary {
         let mut summary = Summary::default();
         for (name, worker) in self.workers {
             match worker.join() {
-                Ok(Ok(true)) => summary.clean.push(name),
-                Ok(Ok(false)) => summary
+                Ok(true) => summary.clean.push(name),
+                Ok(false) => summary
                     .unclean
                     .push((name, "its last flush failed".to_owned())),
-                Ok(Err(error)) => summary.unclean.push((name, error.to_string())),
                 Err(_) => summary
                     .unclean
                     .push((name, "its thread panicked".to_owned())),
             }
         }
-        // Its thread ends by the flag; a panic there has been printed.
+        // Its thread ends by the flag.
         let _ = self.front.join();
         summary
     }

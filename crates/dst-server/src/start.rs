@@ -60,9 +60,9 @@ impl Worker {
         // Where the id dies with the process there is nothing to come back to.
         let file = match export.spec.source {
             Source::Memory(_) | Source::Null(_) => None,
-            Source::Path(_) | Source::Lossy(..) => Some(
-                RecordFile::new(&config.state_dir, &identity.export_id).map_err(state_error)?,
-            ),
+            Source::Path(_) | Source::Lossy(..) => {
+                Some(RecordFile::new(&config.state_dir, &identity.export_id).map_err(state_error)?)
+            }
         };
         let before = match &file {
             Some(file) => file.load().map_err(state_error)?.unwrap_or_default(),

@@ -15,7 +15,7 @@ use dst_engine::server::{ConnId, Entry, Export};
 use dst_net::{Event, Poller, Waker};
 use dst_store::{Backend, Completion};
 
-use crate::admit::Asking;
+use crate::asking::Asking;
 use crate::config::Config;
 use crate::conn::Conn;
 use crate::drain::Drain;
@@ -94,7 +94,7 @@ impl Worker {
             self.handle_timers();
             self.pump();
             if let Some(clean) = self.drain_step() {
-                return clean;
+                return Ok(clean);
             }
         }
     }
@@ -114,11 +114,8 @@ impl Worker {
             BACKEND => {}
             asking if asking & ASKING != 0 => self.handle_asking(asking & !ASKING),
             // Room to write is used in every turn. A peer that will never read an answer is gone.
-            conn if conn & WRITE_SIDE != 0 => {
-                if event.hangup {
-                    self.drop_connection(conn as u32);
-                }
-            }
+            conn if conn & WRITE_SIDE != 0 && event.hangup => self.drop_connection(conn as u32),
+            conn if conn & WRITE_SIDE != 0 => {}
             conn if event.readable => self.handle_ready(conn as u32),
             _ => {}
         }

@@ -138,7 +138,7 @@ pub struct Serve {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Returns when the device is there and usable. An agent goes on in the background; its log is in
-/run/dst/NAME/log. If the server goes away, I/O waits until it is back (or until --deadline).
+/run/dst/NAME/log (below DST_RUNTIME_DIR where that is set). If the server goes away, I/O waits until it is back (or until --deadline).
 
 Examples:
   dst attach dst://storage/disk                   /dev/dst/disk
@@ -166,7 +166,7 @@ pub struct Attach {
     /// Refuse writes; then other clients may write
     #[arg(long)]
     pub read_only: bool,
-    /// Memory for writes that the server has not made durable yet, which it gets again if it lost them
+    /// Memory for writes that the server has not made durable yet, which it gets again if it lost them [default: 256M]
     #[arg(long, value_name = "SIZE|off", value_parser = parse_bytes_or_off)]
     pub retain: Option<Bytes>,
     /// How long to try to reach the server now
@@ -188,7 +188,7 @@ Examples:
   dst detach /dev/dst/disk
   dst detach --force disk        at once: all I/O fails, what is not flushed may be lost
 
-A mounted or open device is refused without --force.")]
+A mounted or open device is refused without --force, and so is one that has failed: what it holds can't be flushed.")]
 pub struct Detach {
     /// The device, by name or node
     #[arg(required = true, value_name = "NAME|NODE")]

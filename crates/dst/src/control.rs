@@ -54,13 +54,13 @@ pub enum Reply {
 pub struct DeviceReport {
     /// Its name.
     pub name: String,
-    /// `attaching`, `connected`, `reconnecting`, ... or `failed`, `detaching`, `dead`.
+    /// `attaching`, `live`, `reconnecting`, ... or `failed`, `detaching`, `dead`.
     pub state: String,
     /// Why, where there is something to say.
     pub message: Option<String>,
     /// The URL of the export.
     pub url: String,
-    /// The server: its address now.
+    /// The server's URL.
     pub server: String,
     /// `fuse`, ...
     pub front_end: String,
@@ -110,7 +110,7 @@ pub struct DeviceReport {
     pub fresh_sessions: u64,
     /// Requests sent again.
     pub resent: u64,
-    /// Writes that the server may have lost and got again.
+    /// Acknowledged writes sent again to a fresh session, since the server may not have made them durable.
     pub replayed: u64,
     /// Requests failed at their deadline.
     pub expired: u64,

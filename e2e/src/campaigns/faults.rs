@@ -121,6 +121,7 @@ fn one(fault: Fault, server: &mut Server<'_>, proxy: &Proxy, rng: &mut Rng) -> R
     // At any moment of a busy session.
     wait::let_pass(rng.millis(50..400))?;
     server.check_alive()?;
+    let connections = proxy.accepted();
     match fault {
         Fault::Kill(pause) => {
             server.kill()?;
@@ -148,14 +149,14 @@ fn one(fault: Fault, server: &mut Server<'_>, proxy: &Proxy, rng: &mut Rng) -> R
             proxy.stall(false);
         }
         Fault::Reset => proxy.reset(),
-        Fault::Cut(bytes) => {
-            let before = proxy.accepted();
-            proxy.cut_after(bytes);
-            wait::until("the cut", RECOVERY, || Ok(proxy.accepted() > before))?;
-        }
+        Fault::Cut(bytes) => proxy.cut_after(bytes),
         Fault::LoseClient => proxy.lose_clients(),
         Fault::LoseServer => proxy.lose_servers(),
         Fault::EndUpstream => proxy.end_upstream(),
+    }
+    if !matches!(fault, Fault::Stall(_) | Fault::Freeze(_)) {
+        let again = || Ok(proxy.accepted() > connections);
+        wait::until("a new connection", RECOVERY, again)?;
     }
     let before = proxy.bytes();
     wait::until("I/O to go on", RECOVERY, || {

@@ -95,8 +95,8 @@ impl Writer {
             let at = rng.below(0..self.models.len() as u64) as usize;
             match rng.below(0..100) {
                 0..=2 => self.replace(at, rng, &mut version)?,
-                3..=25 => self.fsync(at, rng.one_in(2))?,
-                26..=35 => self.write(at, rng, &mut version, true)?,
+                3..=10 => self.fsync(at, rng.one_in(2))?,
+                11..=40 => self.write(at, rng, &mut version, true)?,
                 _ => self.write(at, rng, &mut version, false)?,
             }
         }

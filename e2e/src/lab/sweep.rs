@@ -5,12 +5,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::mount::UnmountFlags;
+use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{kill_process, Pid, Signal};
-
-use crate::command::{self, cmd};
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -19,6 +18,8 @@ pub struct Found {
     pub processes: Vec<(i32, String)>,
     /// Mount points, in the order of mounting.
     pub mounts: Vec<PathBuf>,
+    /// Of those that are FUSE, the minor number of the connection.
+    fuse: Vec<String>,
     /// Loop devices, by name.
     pub loops: Vec<String>,
     /// Links in `/dev/dst`.
@@ -49,7 +50,8 @@ pub fn find(root: &Path) -> Found {
     }
     Found {
         processes: processes(root),
-        mounts: mounts(root),
+        mounts: mounts(root).into_iter().map(|m| m.point).collect(),
+        fuse: mounts(root).into_iter().filter_map(|m| m.fuse).collect(),
         loops: loops(root),
         links: named("/dev/dst"),
         cgroups,
@@ -103,6 +105,8 @@ impl Found {
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
+        // An agent that waits in the kernel for I/O on its own device (memory pressure does that) can't die before.
+        self.abort_fuse();
         let start = Instant::now();
         let gone = |pid: &i32| !alive(*pid);
         while !self.processes.iter().all(|(pid, _)| gone(pid))
@@ -113,9 +117,10 @@ impl Found {
         for mount in self.mounts.iter().rev() {
             let _ = rustix::mount::unmount(mount, UnmountFlags::DETACH);
         }
-        let bound = Duration::from_secs(10);
         for name in &self.loops {
-            let _ = command::run(&mut cmd("losetup", ["-d", &format!("/dev/{name}")]), bound);
+            let _ = Command::new("losetup")
+                .args(["-d", &format!("/dev/{name}")])
+                .output();
         }
         for link in &self.links {
             let _ = fs::remove_file(link);
@@ -124,8 +129,26 @@ impl Found {
             let _ = fs::remove_dir(group);
         }
         for name in &self.namespaces {
-            let _ = command::run(&mut cmd("ip", ["netns", "del", name]), bound);
+            let _ = Command::new("ip").args(["netns", "del", name]).output();
         }
+    }
+
+    /// Aborts the FUSE connections of mounts (Documentation/filesystems/fuse, "Aborting a filesystem connection").
+    fn abort_fuse(&self) {
+        if self.fuse.is_empty() {
+            return;
+        }
+        let Ok(control) = tempfile::tempdir() else {
+            return;
+        };
+        let flags = MountFlags::empty();
+        if rustix::mount::mount("fusectl", control.path(), "fusectl", flags, None).is_err() {
+            return;
+        }
+        for minor in &self.fuse {
+            let _ = fs::write(control.path().join(minor).join("abort"), "1");
+        }
+        let _ = rustix::mount::unmount(control.path(), UnmountFlags::DETACH);
     }
 }
 
@@ -160,13 +183,26 @@ pub fn processes(root: &Path) -> Vec<(i32, String)> {
     found
 }
 
-/// Mount points below the directory.
-pub fn mounts(root: &Path) -> Vec<PathBuf> {
+/// One mount.
+struct Mounted {
+    point: PathBuf,
+    fuse: Option<String>,
+}
+
+/// Mounts below the directory (proc(5), `/proc/pid/mountinfo`).
+fn mounts(root: &Path) -> Vec<Mounted> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     text.lines()
-        .filter_map(|line| line.split_whitespace().nth(4))
-        .map(PathBuf::from)
-        .filter(|point| point.starts_with(root))
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            let (_, minor) = fields.nth(2)?.split_once(':')?;
+            let point = PathBuf::from(fields.nth(1)?);
+            let is_fuse = line.split_once(" - ")?.1.starts_with("fuse");
+            point.starts_with(root).then(|| Mounted {
+                point,
+                fuse: is_fuse.then(|| minor.to_owned()),
+            })
+        })
         .collect()
 }
 

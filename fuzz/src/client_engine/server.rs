@@ -110,8 +110,8 @@ impl World {
             26 => self.settle_abort(index, input),
             27 => self.session.handle_alive(index, self.now),
             28 => match input.u8() {
-                // A driver closes when everything has come back.
-                0..=2 if self.is_idle() => {
+                // While a session is opened anew there is none to end.
+                0..=2 if self.is_idle() || self.session.phase() != Phase::Opening => {
                     self.closing = true;
                     self.session.close();
                     self.events();
@@ -314,7 +314,10 @@ impl World {
             return;
         };
         let asked = sent.header;
-        let header = Header::reply(asked.kind, asked.slot, id, status, self.server.credit);
+        let header = Header {
+            attempt: asked.attempt,
+            ..Header::reply(asked.kind, asked.slot, id, status, self.server.credit)
+        };
         if asked.kind == Kind::READ && status.is_ok() {
             let from = self.wire.received(id);
             let left = asked.length - from;
@@ -423,6 +426,7 @@ impl World {
             more: form & 4 != 0,
             payload_len: if form & 8 != 0 { u32::from(input.u16()) } else { 0 },
             op_flags: OpFlags(if form & 16 != 0 { input.u8() } else { 0 }),
+            attempt: form >> 6,
             offset: u64::from(input.u8()) * 64,
             ..Header::reply(
                 kind,

@@ -37,6 +37,8 @@ pub struct Wire {
     answered: BTreeSet<u64>,
     newest_in_slot: BTreeMap<u16, u64>,
     pub replayed: bool,
+    /// The server has told an outcome of what it can't know: nothing that it says can be checked against what was sent.
+    pub liar: bool,
     replays: Vec<Header>,
     highest: Credit,
     limits: Option<Limits>,
@@ -56,6 +58,9 @@ impl Wire {
 
     /// Every id up to this one has an outcome.
     fn floor(&self) -> u64 {
+        if self.liar {
+            return u64::MAX >> 1;
+        }
         (1..).find(|id| !self.answered.contains(id)).expect("endless") - 1
     }
 
@@ -66,7 +71,8 @@ impl Wire {
     /// Requests that are out on stream `stream` of `index` and have no answer.
     pub fn out(&self, index: u16, stream: u32) -> Vec<u64> {
         let mine = |sent: &Sent| sent.index == index && sent.stream == stream && !sent.again;
-        self.unanswered().filter(|(_, sent)| mine(sent)).map(|(id, _)| *id).collect()
+        let open = self.sent.iter().filter(|(id, _)| !self.certain.contains(id));
+        open.filter(|(_, sent)| mine(sent)).map(|(id, _)| *id).collect()
     }
 
     /// Ids whose ABORT has no answer.
@@ -144,10 +150,11 @@ impl Wire {
         assert_eq!(header.attempt, 0);
         for lower in 1..id {
             let known = self.sent.contains_key(&lower) || self.aborts.contains_key(&lower);
-            assert!(known, "id {lower} left out before {id}");
+            assert!(known || self.liar, "id {lower} left out before {id}");
         }
         if let Some(before) = self.newest_in_slot.insert(header.slot, id) {
-            assert!(before < id && self.answered.contains(&before), "slot taken too early");
+            let finished = self.answered.contains(&before) || self.liar;
+            assert!(before < id && finished, "slot taken too early");
         }
         if header.op_flags.contains(OpFlags::REPLAY) {
             self.replays.push(*header);
@@ -195,16 +202,18 @@ impl Wire {
             self.highest.bytes = self.highest.bytes.max(credit.bytes);
         }
         let sent = self.sent.get_mut(&header.id)?;
+        let out = sent.index == index && !sent.again && sent.header.attempt == header.attempt;
         if header.status() == Status::RETRY {
-            sent.again |= sent.index == index;
+            sent.again |= out;
         }
         if header.more || header.payload_len > 0 {
             // The last piece counts when its payload is there.
             return None;
         }
-        let out = sent.index == index && !sent.again && sent.header.kind == header.kind;
-        // A READ whose last piece failed has no outcome yet.
-        if out && header.kind != Kind::READ && World::is_final(header.status()) {
+        let out = out && sent.header.kind == header.kind;
+        // A READ that succeeded has its outcome with the last piece.
+        let whole = header.kind != Kind::READ || !header.status().is_ok();
+        if out && whole && World::is_final(header.status()) {
             self.certain.insert(header.id);
         }
         self.outcome(header.id, header.status())
@@ -212,7 +221,10 @@ impl Wire {
 
     /// The outcome of `id` is told.
     pub fn outcome(&mut self, id: u64, status: Status) -> Option<u64> {
-        let sent = self.sent.get_mut(&id)?;
+        let Some(sent) = self.sent.get_mut(&id) else {
+            self.liar = true;
+            return None;
+        };
         sent.statuses.push(status);
         if !World::is_final(status) {
             return None;
@@ -220,6 +232,16 @@ impl Wire {
         self.answered.insert(id);
         let flush = sent.header.kind == Kind::FLUSH && status.is_ok();
         flush.then_some(sent.first)
+    }
+
+    /// A piece of a READ has come with a bad digest: it is read again.
+    pub fn bad_piece(&mut self, arriving: &Arriving, stream: u32) {
+        let sent = self.sent.get_mut(&arriving.id).filter(|sent| sent.stream == stream);
+        if let Some(sent) = sent {
+            sent.again = true;
+            // Where it is given up instead.
+            sent.statuses.push(Status::RETRY);
+        }
     }
 
     /// A piece of a READ has come with a good digest.
@@ -232,6 +254,7 @@ impl Wire {
         }
         sent.received += u64::from(arriving.len);
         if sent.received == sent.header.length {
+            self.certain.insert(arriving.id);
             self.outcome(arriving.id, Status::OK);
         }
     }
@@ -247,6 +270,9 @@ impl Wire {
             Err(Failure::Status(status)) => *status,
             Err(Failure::Deadline | Failure::DeviceFailed) => return,
         };
+        if self.liar {
+            return;
+        }
         let id = self.newest_in_slot.get(&slot).expect("completed and never sent");
         let sent = self.sent.get(id).expect("completed and never sent");
         assert!(sent.statuses.contains(&status), "{status:?} of {id} was never said");

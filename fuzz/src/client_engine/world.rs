@@ -217,7 +217,7 @@ impl World {
     fn check(&self) {
         assert!(self.session.in_flight() <= SLOTS);
         assert!(self.session.live_connections() <= CONNECTIONS);
-        for (slot, asked) in (0..USER).zip(&self.asked) {
+        for (slot, asked) in (0..self.users()).zip(&self.asked) {
             let free = self.slots[usize::from(slot)].is_free();
             assert_eq!(free, asked.is_none(), "slot {slot} and its request");
             if let Some(asked) = asked {
@@ -392,7 +392,7 @@ impl World {
         let step = self.tick();
         let conn = self.conns[usize::from(index)].as_mut().expect("there");
         let options = conn.rx.options().to_vec();
-        let (stream, live) = (conn.stream, conn.live);
+        let (stream, live) = (conn.stream, conn.live && !conn.close);
         trace!("in {index}: {header:?} status {:?}", header.status());
         if live {
             self.note(index, header, &options, step);
@@ -483,6 +483,9 @@ impl World {
                     if let Some(durable) = self.wire.outcome(entry.id, entry.status) {
                         self.keep.durable(durable);
                     }
+                    if self.wire.liar {
+                        self.keep.durable(self.clock + 1);
+                    }
                 }
             }
         }
@@ -503,6 +506,8 @@ impl World {
         trace!("payload {index} {arriving:?} good {good}");
         if good {
             self.wire.piece(&arriving, stream);
+        } else {
+            self.wire.bad_piece(&arriving, stream);
         }
         let asked = self.asked[usize::from(arriving.slot)].as_mut();
         if let Some(asked) = asked {

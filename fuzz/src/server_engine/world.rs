@@ -1,9 +1,8 @@
 //! A session with its memory, its connections, and a driver that keeps one thing for each slot, as the engine asks.
 
+use dst_engine::frame::seal;
 use dst_engine::rx::{Head, Receiver};
-use dst_engine::server::{
-    seal, Config, ConnId, Event, Execute, Lane, Session, Slot, Take, Transmit,
-};
+use dst_engine::server::{Config, ConnId, Event, Execute, Lane, Session, Slot, Take, Transmit};
 use dst_proto::{
     digest, Aborted, Algorithm, Changed, Credit, DigestChoice, Geometry, GeometryFlags, Header,
     Kind, Limits, OpFlags, Role, SlotState, Status, HEADER_LEN, NO_SLOT,

@@ -100,6 +100,10 @@ impl Agent {
             self.forget_retained();
         }
         self.note_outcome(ctx, index, header);
+        if header.kind == Kind::CLOSE && header.reply && header.status().is_ok() && self.birth.writable {
+            // The server has flushed, and this client has handed in nothing since.
+            ctx.model.ack_flush(self.close_asked);
+        }
         let link = &mut self.links[usize::from(index)];
         let number = link.number.unwrap_or(0);
         let take = self.session.handle_frame(
@@ -213,7 +217,11 @@ impl Agent {
         }
     }
 
+    /// For [`Plant::NoReplay`].
     fn forget_retained(&mut self) {
+        for kept in &mut self.kept {
+            kept.live = false;
+        }
         let entries = self.kept.len();
         let capacity = dst_engine::client::Entry::default();
         self.retained = dst_engine::client::Retained::new(vec![capacity; entries], 1 << 20);

@@ -71,6 +71,9 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         if !matches!(self.phase, Phase::Live | Phase::Closing) || self.aborts > 0 {
             return;
         }
+        if self.unsettled && self.flush_replayed(slots, retained) {
+            return;
+        }
         self.flush_if_due(slots, retained, false);
         let mut previous = NONE;
         let mut cursor = self.waiting.head();
@@ -186,11 +189,15 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         short: bool,
     ) {
         let due = retained.wants_flush() || short && retained.is_dirty() && retained.is_enabled();
-        let at = self.flush_slot();
-        if !due || !slot_ref(slots, at).is_some_and(Slot::is_free) {
-            return;
+        if due {
+            self.send_flush(slots, retained);
         }
-        if !self.has_id() {
+    }
+
+    /// Gives the engine's own FLUSH an id, unless one is under way.
+    pub(super) fn send_flush<E: Entries>(&mut self, slots: &mut [Slot], retained: &Retained<E>) {
+        let at = self.flush_slot();
+        if !slot_ref(slots, at).is_some_and(Slot::is_free) || !self.has_id() {
             return;
         }
         if let Some(slot) = slots.get_mut(usize::from(at)) {

@@ -59,6 +59,9 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
     ) {
         let session_known = matches!(self.phase, Phase::Replaying | Phase::Live | Phase::Closing);
         if let Some(slot) = slots.get_mut(usize::from(at)) {
+            // It may have been executed in a session that is lost, where no ABORT reaches it.
+            let lost = slot.carried || slot.is_open() && !session_known;
+            self.unsettled |= lost && slot.request.kind.is_write();
             if slot.is_open() && session_known {
                 slot.abort = Abort {
                     id: slot.id,
@@ -155,6 +158,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
     pub(super) fn forget_aborts(&mut self, slots: &mut [Slot]) {
         if self.aborts > 0 {
             for slot in slots {
+                self.unsettled |= slot.abort.id != 0 && slot.abort.write;
                 slot.abort = Abort::default();
             }
             self.aborts = 0;

@@ -296,6 +296,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             };
             retained.unreserve(&slot.request);
             slot.state = State::Waiting;
+            slot.carried = true;
             slot.id = 0;
             slot.after = 0;
             slot.conn = NONE;
@@ -380,8 +381,11 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         match status {
             Status::SESSION_LOST if self.phase == Phase::Closing => {
                 self.phase = Phase::Closed;
-                // What was acknowledged after the last FLUSH may be gone with it.
-                self.notices.closed = Some(if retained.is_dirty() {
+                // What was acknowledged after the last FLUSH may be gone with it, and what was open is.
+                let open = self.open_requests > 0 || !self.waiting.is_empty();
+                self.forget_aborts(slots);
+                self.fail_pending(slots, retained);
+                self.notices.closed = Some(if open || retained.is_dirty() {
                     Status::SESSION_LOST
                 } else {
                     Status::OK

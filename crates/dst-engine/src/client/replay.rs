@@ -2,7 +2,9 @@
 //!
 //! Entries go out in order of completion, several at once in slots of their own, but never two that overlap: the later
 //! waits for the acknowledgement of the earlier. When all are acknowledged, REPLAYED goes out and the session is live.
-//! The entries stay retained: the server has them only in its cache again. A session lost meanwhile begins the replay anew.
+//! The entries stay retained: the server has them only in its cache again. Unless a write has failed whose outcome was lost
+//! with its session: the replay may have written over it, and what the device shows from now on must not change once
+//! more when the cache is lost. Then a FLUSH comes between the replay and REPLAYED. A session lost meanwhile begins the replay anew.
 
 use super::super::proto::{Kind, OpFlags, Status};
 use super::event::{FailReason, Phase};
@@ -34,6 +36,20 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
     /// Whether everything retained has been acknowledged anew.
     pub(super) fn replay_complete<E: Entries>(&self, retained: &Retained<E>) -> bool {
         self.replay.out == 0 && self.next_replay(retained).is_none()
+    }
+
+    /// Whether a FLUSH has to succeed before the session is live; sends it.
+    pub(super) fn flush_replayed<E: Entries>(
+        &mut self,
+        slots: &mut [Slot],
+        retained: &Retained<E>,
+    ) -> bool {
+        if !self.unsettled || !retained.is_enabled() || !retained.is_dirty() {
+            self.unsettled = false;
+            return false;
+        }
+        self.send_flush(slots, retained);
+        true
     }
 
     fn next_replay<E: Entries>(&self, retained: &Retained<E>) -> Option<super::retained::Part> {

@@ -128,7 +128,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             return None;
         }
         if self.ready.is_empty() && self.phase == Phase::Replaying {
-            if self.replay_complete(retained) {
+            if self.replay_complete(retained) && !self.flush_replayed(slots, retained) {
                 self.phase = if self.close_wanted {
                     Phase::Closing
                 } else {

@@ -44,7 +44,9 @@ pub struct Session<W> {
     /// No deadline lies before this time.
     pub(super) deadline_floor: u64,
     pub(super) replay: super::replay::Cursor,
-    /// [`Session::close`] was called during a replay.
+    /// A write failed whose fate its lost session took along: old, new or mixed, it must never change again.
+    pub(super) unsettled: bool,
+    /// [`Session::close`] was called before the session was live.
     pub(super) close_wanted: bool,
     pub(super) close_sent: bool,
     pub(super) notices: Notices,
@@ -82,6 +84,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             suspects: 0,
             deadline_floor: u64::MAX,
             replay: super::replay::Cursor::default(),
+            unsettled: false,
             close_wanted: false,
             close_sent: false,
             notices: Notices::default(),
@@ -202,16 +205,16 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
     }
 
     /// Ends the session in good order: CLOSE goes out once nothing is open. The driver flushes before and submits nothing
-    /// after. While a session is being opened anew there is none to end: a lease still recorded runs out by itself.
+    /// after. A lost session is opened anew first, so that nothing retained is lost and the lease is given back.
     pub fn close(&mut self) {
         match self.phase {
-            Phase::Opening => {
+            Phase::Opening if self.export.is_none() => {
                 self.phase = Phase::Closed;
                 self.notices.closed = Some(Status::OK);
             }
             Phase::Live => self.phase = Phase::Closing,
-            // What is being replayed is not durable: the end waits until it is there again.
-            Phase::Replaying => self.close_wanted = true,
+            // What is to be replayed is not durable: the end waits until it is there again.
+            Phase::Opening | Phase::Replaying => self.close_wanted = true,
             Phase::Closing | Phase::Closed | Phase::Failed(_) => {}
         }
     }
@@ -230,6 +233,15 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         self.notices.failed = Some(reason);
         self.close_all(super::CloseReason::Superseded);
         self.forget_aborts(slots);
+        self.fail_pending(slots, retained);
+    }
+
+    /// Fails everything that has not completed.
+    pub(super) fn fail_pending<E: Entries>(
+        &mut self,
+        slots: &mut [Slot],
+        retained: &mut Retained<E>,
+    ) {
         for at in indices(slots) {
             if slot_ref(slots, at).is_some_and(Slot::is_pending) {
                 self.start_failing(slots, retained, at, Failure::DeviceFailed);

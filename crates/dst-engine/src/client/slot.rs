@@ -144,6 +144,8 @@ pub struct Slot {
     pub(super) failure: Option<Failure>,
     /// The retained entry that a completed write became.
     pub(super) retained: Option<u64>,
+    /// It was open in a session that is lost, and may have been executed there.
+    pub(super) carried: bool,
     pub(super) abort: Abort,
     pub(super) next: u16,
 }
@@ -172,6 +174,7 @@ impl Default for Slot {
             status: Status::OK,
             failure: None,
             retained: None,
+            carried: false,
             abort: Abort::default(),
             next: NONE,
         }

@@ -233,7 +233,7 @@ impl<T: Table> Export<T> {
         self.ungate |= core::mem::take(&mut self.gate);
     }
 
-    /// A FLUSH or FUA of this session has succeeded.
+    /// A FLUSH or FUA of this session has succeeded. Where [`super::Session::has_replayed`], [`Export::replayed`] comes first.
     pub fn sync_succeeded(&mut self, session: u64) {
         // One before the replay proves nothing: the writes that failed are not in it.
         if self.writer == Some(session) && self.replayed {

@@ -87,6 +87,11 @@ impl<W: Bits, L: Lanes> Session<W, L> {
         self.pings.heard
     }
 
+    /// Since when the session has had no connection, if it has none.
+    pub fn alone_since(&self) -> Option<u64> {
+        self.pings.alone
+    }
+
     /// The time is now `now`. Asks silent connections, closes dead ones, ends a session left alone for too long.
     pub fn handle_timeout(&mut self, slots: &mut [Slot], now: u64) {
         let keepalive = self.config.keepalive;

@@ -32,7 +32,7 @@
 //! | event | then |
 //! | --- | --- |
 //! | a frame OPEN | [`Export::open`]; granted: [`Session::new`], gate by [`Export::is_gated`], answer OPENED |
-//! | a frame JOIN | unknown number: SESSION_LOST; bad proof: NOT_ADMITTED; else [`Session::join`], answer JOINED |
+//! | a frame JOIN | unknown number or bad proof: SESSION_LOST; else [`Session::join`], answer JOINED |
 //! | a sync failed | status from [`Export::sync_failed`] to [`Session::executed`], then the actions |
 //! | [`Event::Over`] | forget session and slots |
 

@@ -136,6 +136,11 @@ impl<W: Bits, L: Lanes> Session<W, L> {
         self.config.number
     }
 
+    /// Whether the client has replayed what it had retained.
+    pub fn has_replayed(&self) -> bool {
+        self.replayed
+    }
+
     /// Whether the session may write.
     pub fn is_writable(&self) -> bool {
         self.config.writable

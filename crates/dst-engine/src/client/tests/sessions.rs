@@ -392,3 +392,81 @@ fn an_export_that_grew_meanwhile_resizes_the_device() {
     rig.opened();
     assert!(rig.events().contains(&Event::Changed));
 }
+
+#[test]
+fn what_is_open_when_a_session_is_lost_at_its_end_fails() {
+    let mut rig = Rig::live();
+    rig.submit(0, flush());
+    rig.send(0).unwrap();
+    rig.session.close();
+    rig.lose(0);
+    rig.connect(0);
+    rig.refuse(Kind::JOIN, 0, Status::SESSION_LOST);
+    let events = rig.events();
+    let failed = Event::Completed {
+        slot: 0,
+        result: Err(Failure::DeviceFailed),
+        retained: None,
+    };
+    assert!(events.contains(&failed));
+    assert!(events.contains(&Event::Closed(Status::SESSION_LOST)));
+}
+
+#[test]
+fn an_end_that_meets_a_lost_session_opens_it_anew_first() {
+    let mut rig = Rig::live();
+    rig.write_through(0, write(0, 1));
+    lose_session(&mut rig);
+    rig.session.close();
+    rig.opened();
+    let replay = rig.send(0).unwrap();
+    assert_eq!(replay.header.kind, Kind::WRITE);
+    rig.reply(0, replay, Status::OK);
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::REPLAYED);
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::CLOSE);
+}
+
+#[test]
+fn a_write_whose_fate_was_lost_is_settled_for_good_before_anything_is_served() {
+    let mut rig = Rig::with(Some(100), 64);
+    rig.open();
+    rig.write_through(0, write(0, 1));
+    rig.submit(1, write(0, 1));
+    rig.send(0).unwrap();
+    lose_session(&mut rig);
+    rig.timeout(100);
+    rig.submit(2, read(0, 1));
+    rig.opened();
+    let replay = rig.send(0).unwrap();
+    assert_eq!(replay.header.kind, Kind::WRITE);
+    assert_eq!(rig.send(0), None);
+    rig.reply(0, replay, Status::OK);
+    let flush = rig.send(0).unwrap();
+    assert_eq!(flush.header.kind, Kind::FLUSH);
+    assert_eq!(rig.send(0), None);
+    rig.reply(0, flush, Status::OK);
+    assert_eq!(rig.retained.entries(), 0);
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::REPLAYED);
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::READ);
+}
+
+#[test]
+fn a_write_carried_over_that_fails_before_it_is_sent_again_is_settled_too() {
+    let mut rig = Rig::with(Some(100), 64);
+    rig.open();
+    rig.write_through(0, write(0, 1));
+    rig.submit(1, write(0, 1));
+    rig.send(0).unwrap();
+    lose_session(&mut rig);
+    rig.opened();
+    let replay = rig.send(0).unwrap();
+    rig.timeout(100);
+    assert_eq!(rig.completed(), [(1, Err(Failure::Deadline))]);
+    rig.submit(2, read(0, 1));
+    rig.reply(0, replay, Status::OK);
+    let flush = rig.send(0).unwrap();
+    assert_eq!(flush.header.kind, Kind::FLUSH);
+    assert_eq!(rig.send(0), None);
+    rig.reply(0, flush, Status::OK);
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::REPLAYED);
+}
