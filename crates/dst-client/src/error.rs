@@ -49,6 +49,9 @@ pub enum OpenError {
         /// The server's words.
         message: String,
     },
+    /// The other end speaks no version of the protocol that this one does, or is no server.
+    #[error("the other end is no server that this client understands: {0}")]
+    Incompatible(String),
     /// The server's terms make no device.
     #[error("the export can't be used: {0}")]
     Unusable(String),

@@ -58,7 +58,7 @@ pub fn list(endpoint: &Endpoint, insecure: bool, name: &str) -> Result<Vec<Liste
     loop {
         let (used, head) = receiver
             .feed(link.peek())
-            .map_err(|fault| unreachable(fault.text.into()))?;
+            .map_err(|fault| OpenError::Incompatible(fault.text.into()))?;
         link.consume(used);
         match head {
             Some(Head::Hello(_)) => {

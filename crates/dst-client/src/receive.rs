@@ -102,7 +102,13 @@ impl Driver {
             *budget = budget.saturating_sub(conn.link.fill()?);
         }
         let fed = conn.receiver.feed(conn.link.peek());
-        let (used, head) = fed.map_err(|fault| Stop::Broken(fault.text.into()))?;
+        let (used, head) = fed.map_err(|fault| {
+            // Before its HELLO has come, this is about what is at the other end at all.
+            if conn.receiver.hello_bytes().is_empty() {
+                self.note_incompatible(fault.text);
+            }
+            Stop::Broken(fault.text.into())
+        })?;
         conn.link.consume(used);
         match head {
             Some(Head::Hello(_)) => self.greet(index, conn),
@@ -141,7 +147,10 @@ impl Driver {
                 &names,
                 &mut self.scratch,
             )
-            .map_err(|fault| Stop::Broken(fault.text.into()))?;
+            .map_err(|fault| {
+                self.note_incompatible(fault.text);
+                Stop::Broken(fault.text.into())
+            })?;
         conn.link.push_bytes(&self.scratch[..length]);
         Ok(())
     }
@@ -234,6 +243,13 @@ impl Driver {
             conn.stream,
             good,
         );
+    }
+
+    /// Trying again will not help, where no session has been open yet.
+    fn note_incompatible(&mut self, text: &str) {
+        if !self.opened {
+            self.refused = Some(OpenError::Incompatible(text.to_owned()));
+        }
     }
 
     /// Keeps what the server says when it refuses, for people.

@@ -192,6 +192,7 @@ impl Failure {
                 Status::READ_ONLY => Code::Usage,
                 _ => Code::Other,
             }),
+            OpenError::Incompatible(_) => with(Code::Protocol),
             OpenError::Unusable(_) => with(Code::Export),
             OpenError::Io(_) => with(Code::Other),
         }

@@ -347,8 +347,9 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             conn.replayed_owed = live && index == 0;
         }
         for entry in joined.slots {
-            let matches = slot_ref(slots, entry.slot)
-                .is_some_and(|slot| slot.state == State::Ready && slot.id == entry.id);
+            let matches = slot_ref(slots, entry.slot).is_some_and(|slot| {
+                slot.state == State::Ready && slot.id == entry.id && slot.attempt > 0
+            });
             // What read has to be read again; what is in progress is sent again and waits there.
             let keeps_outcome = slot_ref(slots, entry.slot).is_some_and(|slot| {
                 slot.request.kind.is_write() || slot.request.kind == Kind::FLUSH

@@ -68,7 +68,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
                     .map_err(|_| Fault::protocol("malformed answer to ABORT"))?;
                 self.abort_settled(slots, retained, header.slot, header.id, aborted.outcome);
             }
-            (Kind::CLOSE, true) if live && self.phase == Phase::Closing => {
+            (Kind::CLOSE, true) if live && self.phase == Phase::Closing && self.close_sent => {
                 self.phase = Phase::Closed;
                 self.notices.closed = Some(header.status());
                 self.close_all(CloseReason::Superseded);
