@@ -24,7 +24,7 @@ const CLIENT_GONE: u8 = 2;
 const SERVER_GONE: u8 = 3;
 const CLOSED: u8 = 4;
 
-/// No cut is planned.
+/// No cut, or flip, is planned.
 const NO_CUT: i64 = i64::MAX;
 
 struct Link {
@@ -33,6 +33,8 @@ struct Link {
     state: AtomicU8,
     /// Bytes until the link is cut.
     cut_in: AtomicI64,
+    /// Bytes until a bit is flipped.
+    flip_in: AtomicI64,
 }
 
 struct Shared {
@@ -114,6 +116,13 @@ impl Proxy {
     pub fn cut_after(&self, bytes: u64) {
         for link in self.links() {
             link.cut_in.store(bytes as i64, Ordering::Relaxed);
+        }
+    }
+
+    /// Flips one bit in each link when it has forwarded so many more bytes.
+    pub fn flip_after(&self, bytes: u64) {
+        for link in self.links() {
+            link.flip_in.store(bytes as i64, Ordering::Relaxed);
         }
     }
 
@@ -221,6 +230,7 @@ fn forward(client: TcpStream, server: TcpStream, shared: &Arc<Shared>) {
         server,
         state: AtomicU8::new(FORWARDING),
         cut_in: AtomicI64::new(NO_CUT),
+        flip_in: AtomicI64::new(NO_CUT),
     });
     shared
         .links
@@ -264,6 +274,13 @@ fn pump(link: &Link, up: bool, shared: &Shared) {
         };
         if swallow {
             continue;
+        }
+        if link.flip_in.load(Ordering::Relaxed) != NO_CUT {
+            let left = link.flip_in.fetch_sub(len as i64, Ordering::Relaxed);
+            if (0..len as i64).contains(&left) {
+                buffer[left as usize] ^= 1 << (left % 8);
+                link.flip_in.store(NO_CUT, Ordering::Relaxed);
+            }
         }
         let left = match link.cut_in.load(Ordering::Relaxed) {
             NO_CUT => NO_CUT,
@@ -363,6 +380,16 @@ mod tests {
         assert_eq!(&got, b"abc");
         assert!(is_reset(&mut pair.server));
         assert_eq!(pair.proxy.bytes(), 8);
+    }
+
+    #[test]
+    fn exactly_one_bit_is_flipped() {
+        let mut pair = pair();
+        pair.proxy.flip_after(2);
+        pair.client.write_all(&[0; 8]).unwrap();
+        let mut got = [0; 8];
+        pair.server.read_exact(&mut got).unwrap();
+        assert_eq!(got, [0, 0, 4, 0, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -135,6 +135,12 @@ impl Report {
         self.outcome.figures.insert(what.to_owned(), value.into());
     }
 
+    /// Whether nothing has come of any case so far.
+    pub fn is_empty(&self) -> bool {
+        let outcome = &self.outcome;
+        outcome.passed == 0 && outcome.failed.is_empty() && outcome.skipped.is_empty()
+    }
+
     /// Whether a case failed so far.
     pub fn has_failures(&self) -> bool {
         !self.outcome.failed.is_empty()

@@ -35,7 +35,7 @@ impl Rng {
 
     /// True in one of `n` cases.
     pub fn one_in(&mut self, n: u64) -> bool {
-        self.next_u64() % n == 0
+        self.next_u64().is_multiple_of(n)
     }
 
     /// A duration of the range, in milliseconds.

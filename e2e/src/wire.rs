@@ -81,13 +81,13 @@ pub fn read_to_end(stream: &mut TcpStream, bound: Duration) -> Result<Vec<u8>> {
         match stream.read(&mut buffer) {
             Ok(0) => return Ok(said),
             Ok(len) => said.extend_from_slice(&buffer[..len]),
-            Err(error) if crate_is_timeout(&error) => {}
+            Err(error) if is_timeout(&error) => {}
             Err(_) => return Ok(said),
         }
     }
 }
 
-fn crate_is_timeout(error: &std::io::Error) -> bool {
+fn is_timeout(error: &std::io::Error) -> bool {
     matches!(
         error.kind(),
         std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
@@ -128,7 +128,7 @@ pub fn hello() -> Hello {
 /// The options of an ordinary OPEN.
 pub fn open_options(name: &str, nonce: [u8; 16], mode: Mode) -> Vec<u8> {
     let request = OpenRequest {
-        name: ExportName::new(name).unwrap_or_else(|| panic!("{name:?} is no name of an export")),
+        name: ExportName::new(name).expect("the campaign uses good names"),
         nonce,
         mode,
         limits: Limits {
@@ -203,7 +203,7 @@ impl Wire {
         self.stream.set_read_timeout(Some(ANSWER))?;
         match self.stream.read_exact(&mut head) {
             Ok(()) => {}
-            Err(error) if crate_is_timeout(&error) => bail!("no answer"),
+            Err(error) if is_timeout(&error) => bail!("no answer"),
             Err(_) => return Ok(None),
         }
         let header = Header::decode(&head).map_err(|error| anyhow::anyhow!("{error}"))?;

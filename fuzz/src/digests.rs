@@ -40,7 +40,11 @@ pub fn run(data: &[u8]) {
     assert!(writer.finish());
     let mut other = vec![0xAA; area_len as usize];
     let written = dst_digest::write_digests(algorithm, granule, offset, &payload, &mut other);
-    assert_eq!((written, &other), (area.len(), &area), "the implementations differ");
+    assert_eq!(
+        (written, &other),
+        (area.len(), &area),
+        "the implementations differ"
+    );
 
     let good = |payload: &[u8], area: &[u8]| {
         let mut verifier =
@@ -64,7 +68,13 @@ pub fn run(data: &[u8]) {
     let digests = digest::pieces(granule, offset, len).count() * algorithm.len();
     area[usize::from(flip) % digests] ^= 1 << (flip % 8);
     assert!(!good(&payload, &area), "a flipped bit of the area");
-    assert!(!digest::verify(algorithm, granule, offset, &payload, &area[1..]));
+    assert!(!digest::verify(
+        algorithm,
+        granule,
+        offset,
+        &payload,
+        &area[1..]
+    ));
 }
 
 fn parts(payload: &[u8], cuts: [u8; 3]) -> impl Iterator<Item = &[u8]> {
@@ -78,7 +88,11 @@ fn parts(payload: &[u8], cuts: [u8; 3]) -> impl Iterator<Item = &[u8]> {
         let cut = usize::from(cuts.next()?) * usize::from(cuts.next()?);
         let (part, tail) = rest.split_at(cut.min(rest.len()));
         rest = if cut == 0 { &rest[1..] } else { tail };
-        Some(if cut == 0 { &payload[payload.len() - rest.len() - 1..][..1] } else { part })
+        Some(if cut == 0 {
+            &payload[payload.len() - rest.len() - 1..][..1]
+        } else {
+            part
+        })
     })
 }
 
@@ -90,7 +104,10 @@ fn check_pieces(granule: u32, offset: u64, len: u32, area_len: u32, algorithm: A
         assert_eq!(start, at);
         assert!(piece > 0 && piece <= left);
         let end = start.wrapping_add(u64::from(piece));
-        assert!(piece == left || end % u64::from(granule) == 0, "cut at a granule");
+        assert!(
+            piece == left || end % u64::from(granule) == 0,
+            "cut at a granule"
+        );
         assert!((start % u64::from(granule)) + u64::from(piece) <= u64::from(granule));
         at = end;
         left -= piece;
@@ -98,5 +115,8 @@ fn check_pieces(granule: u32, offset: u64, len: u32, area_len: u32, algorithm: A
     }
     assert_eq!(left, 0);
     assert_eq!(digest::piece_count(granule, offset, len), Some(count));
-    assert_eq!(area_len as usize, (count as usize * algorithm.len()).next_multiple_of(8));
+    assert_eq!(
+        area_len as usize,
+        (count as usize * algorithm.len()).next_multiple_of(8)
+    );
 }

@@ -52,10 +52,13 @@ pub fn run(data: &[u8]) {
 fn check_limits(header: &Header, flags: u8) {
     let kind = header.kind;
     assert_eq!(flags & !0x81, 0);
-    assert_eq!((header.reply, header.more), (flags & 0x80 != 0, flags & 1 != 0));
-    assert!(header.options_len <= MAX_OPTIONS && header.options_len % 8 == 0);
+    assert_eq!(
+        (header.reply, header.more),
+        (flags & 0x80 != 0, flags & 1 != 0)
+    );
+    assert!(header.options_len <= MAX_OPTIONS && header.options_len.is_multiple_of(8));
     assert!(header.payload_len <= MAX_PAYLOAD);
-    assert!(header.digest_len <= MAX_DIGEST_AREA && header.digest_len % 8 == 0);
+    assert!(header.digest_len <= MAX_DIGEST_AREA && header.digest_len.is_multiple_of(8));
     if header.more {
         assert!(header.reply);
         assert!(matches!(kind, Kind::READ | Kind::LIST) || !kind.is_known());
@@ -64,7 +67,11 @@ fn check_limits(header: &Header, flags: u8) {
     assert!(!header.reply || !silent.contains(&kind));
     assert!(!header.reply || header.op_flags.0 == 0);
     if header.payload_len > 0 && kind.is_known() {
-        let carrier = if header.reply { Kind::READ } else { Kind::WRITE };
+        let carrier = if header.reply {
+            Kind::READ
+        } else {
+            Kind::WRITE
+        };
         assert_eq!(kind, carrier);
     }
     assert!(header.payload_len > 0 || header.digest_len == 0);

@@ -18,7 +18,10 @@ pub fn run(data: &[u8]) {
             Ok(needed) => {
                 assert!(refused.is_none(), "accepted after a refusal");
                 assert!(needed <= HELLO_MAX);
-                assert!(known.is_none_or(|known| known <= needed), "needs less than before");
+                assert!(
+                    known.is_none_or(|known| known <= needed),
+                    "needs less than before"
+                );
                 known = Some(needed);
             }
             Err(error) => {
@@ -70,7 +73,7 @@ fn check_fields(hello: &Hello, bytes: &[u8]) {
     let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
     let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
     assert_eq!(usize::from(u16_at(8)), bytes.len());
-    assert!(bytes.len() % 8 == 0 && (HELLO_LEN..=HELLO_MAX).contains(&bytes.len()));
+    assert!(bytes.len().is_multiple_of(8) && (HELLO_LEN..=HELLO_MAX).contains(&bytes.len()));
     assert_eq!(hello.role as u8, bytes[10]);
     assert_eq!((hello.lowest, hello.highest), (u16_at(12), u16_at(14)));
     assert_eq!((hello.offered, hello.required), (u64_at(16), u64_at(24)));

@@ -79,7 +79,10 @@ fn messages(area: &[u8]) {
         let len = joined.encode(&mut out).expect("what fitted fits again");
         let again = Joined::decode(&out[..len]).expect("decodes");
         assert!(again.slots.clone().eq(joined.slots.clone()));
-        assert_eq!((again.export, again.geometry), (joined.export, joined.geometry));
+        assert_eq!(
+            (again.export, again.geometry),
+            (joined.export, joined.geometry)
+        );
     }
     if let Ok(status) = BlockStatus::decode(area) {
         let mut out = vec![0; usize::from(MAX_OPTIONS)];
@@ -94,7 +97,9 @@ fn messages(area: &[u8]) {
         let mut out = vec![0; usize::from(MAX_OPTIONS)];
         let len = ListReply::encode(&mut rest, &mut out).expect("one always fits");
         assert!(rest.next().is_none(), "all came in one frame");
-        assert!(ListReply::decode(&out[..len]).expect("decodes").eq(all.iter().copied()));
+        assert!(ListReply::decode(&out[..len])
+            .expect("decodes")
+            .eq(all.iter().copied()));
         for listed in all {
             assert!(listed.name.as_str().len() <= 255 && !listed.name.as_str().contains('/'));
         }

@@ -32,7 +32,11 @@ pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let form = input.u8();
     let setup = Setup {
-        peer: if form & 1 == 0 { Role::Client } else { Role::Server },
+        peer: if form & 1 == 0 {
+            Role::Client
+        } else {
+            Role::Server
+        },
         area: [1024 + 16384, 96, 200, 600, 1400][input.below(5)],
         algorithm: input.pick(&Algorithm::ALL),
         granule: 512 << (input.u8() % 8),
@@ -58,7 +62,15 @@ fn stream(input: &mut Input<'_>, setup: &Setup) -> Vec<u8> {
                 let len = input.below(200);
                 input.bytes(len).to_vec()
             }
-            1 | 2 => frames::hello(if form & 8 == 0 { setup.peer } else { Role::Client }, form).to_vec(),
+            1 | 2 => frames::hello(
+                if form & 8 == 0 {
+                    setup.peer
+                } else {
+                    Role::Client
+                },
+                form,
+            )
+            .to_vec(),
             _ => frame(input, setup),
         };
         if form >= 240 && !part.is_empty() {
@@ -165,7 +177,10 @@ fn note(setup: &Setup, receiver: &mut Receiver<Vec<u8>>, seen: &mut Seen, head: 
             assert_eq!(options.len(), usize::from(header.options_len));
             assert_eq!(digests.len(), header.digest_len as usize);
             let kept = receiver.hello_bytes().len();
-            assert!(kept + options.len() + digests.len() <= setup.area, "beyond the lent memory");
+            assert!(
+                kept + options.len() + digests.len() <= setup.area,
+                "beyond the lent memory"
+            );
             assert!(header.payload_len <= setup.max_payload);
             assert_eq!(receiver.payload_left(), header.payload_len);
             let mut bytes = [0; HEADER_LEN];

@@ -28,13 +28,20 @@ fn url(text: &str) {
         }
     };
     let written = endpoint.to_string();
-    assert_eq!(written.parse::<Endpoint>().as_ref(), Ok(&endpoint), "{written}");
+    assert_eq!(
+        written.parse::<Endpoint>().as_ref(),
+        Ok(&endpoint),
+        "{written}"
+    );
     assert!(written.is_ascii() && !written.contains(|c: char| c.is_ascii_control() || c == ' '));
     let again = Endpoint::new(endpoint.address().clone(), endpoint.export());
     assert_eq!(again.as_ref(), Ok(&endpoint), "its parts make it");
     match endpoint.address() {
         Address::Tcp { host, .. } => {
-            assert!(!host.is_empty() && !host.contains(['/', '@', '[', ']']), "{host:?}");
+            assert!(
+                !host.is_empty() && !host.contains(['/', '@', '[', ']']),
+                "{host:?}"
+            );
         }
         Address::Unix { path } => {
             assert!(path.is_absolute() && path.as_os_str().len() <= 107);

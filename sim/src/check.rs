@@ -160,7 +160,10 @@ impl Book {
     }
 
     fn check_order(&self, id: RequestId, asked: &Asked) -> Result<(), Violation> {
-        for earlier in self.pending_of(asked.client).take_while(|pending| *pending < id) {
+        for earlier in self
+            .pending_of(asked.client)
+            .take_while(|pending| *pending < id)
+        {
             if asked.is_barrier() || self.get(earlier).is_barrier() {
                 return Err(Violation::new(format!(
                     "#{id} completed before #{earlier}, which was handed in earlier, and one of them is a barrier"
@@ -198,7 +201,12 @@ impl Book {
     }
 
     /// A device has failed for good.
-    pub fn device_failed(&self, client: u8, reason: FailReason, retains: bool) -> Result<(), Violation> {
+    pub fn device_failed(
+        &self,
+        client: u8,
+        reason: FailReason,
+        retains: bool,
+    ) -> Result<(), Violation> {
         let excuses = &self.excuses;
         let good = match reason {
             FailReason::LeaseLost => excuses.writers > 1,
@@ -279,12 +287,19 @@ mod tests {
         let io = Err(Failure::Status(Status::IO));
         assert!(!done(&mut book, ids[0], Err(Failure::Deadline), 999));
         assert!(done(&mut book, ids[1], Err(Failure::Deadline), 1000));
-        assert!(!done(&mut book, ids[2], Err(Failure::Deadline), 1000 + 2 * DEADLINE_SLACK));
+        assert!(!done(
+            &mut book,
+            ids[2],
+            Err(Failure::Deadline),
+            1000 + 2 * DEADLINE_SLACK
+        ));
         assert!(!done(&mut book, ids[3], io, 1));
         book.excuses.io_errors = 1;
         assert!(done(&mut book, ids[4], io, 1));
         assert!(!done(&mut book, ids[5], Err(Failure::DeviceFailed), 1));
-        assert!(book.device_failed(0, FailReason::WritesLost, false).is_err());
+        assert!(book
+            .device_failed(0, FailReason::WritesLost, false)
+            .is_err());
         book.excuses.losses = 1;
         assert!(book.device_failed(0, FailReason::WritesLost, false).is_ok());
     }

@@ -62,8 +62,22 @@ struct Kept {
 /// A payload on its way in.
 #[derive(Clone, Copy, Debug)]
 enum Taking {
-    Into { slot: u16, at: u32, len: u32, got: u32 },
+    Into {
+        slot: u16,
+        at: u32,
+        len: u32,
+        got: u32,
+    },
     Nowhere,
+}
+
+/// What has been queued since the queue was empty last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Sent {
+    #[default]
+    Other,
+    Request,
+    Abort,
 }
 
 /// One connection.
@@ -86,6 +100,7 @@ struct Link {
     doomed: bool,
     /// The first frame has been queued.
     greeted: bool,
+    sent_kind: Sent,
 }
 
 impl Link {
@@ -103,6 +118,7 @@ impl Link {
             drained: false,
             doomed: false,
             greeted: false,
+            sent_kind: Sent::Other,
         }
     }
 }
@@ -179,19 +195,33 @@ impl Agent {
             retries: 3,
         };
         let window = vec![0; (scenario.window / 64) as usize];
-        let (bytes, entries) = if birth.writable { scenario.retain } else { (0, 0) };
+        let (bytes, entries) = if birth.writable {
+            scenario.retain
+        } else {
+            (0, 0)
+        };
         let slots = usize::from(scenario.slots);
         if birth.writable {
             ctx.book.excuses.writers += 1;
         }
-        trace!(ctx, "client {} (life {}) starts, writable {}", birth.number, birth.life, birth.writable);
+        trace!(
+            ctx,
+            "client {} (life {}) starts, writable {}",
+            birth.number,
+            birth.life,
+            birth.writable
+        );
         Agent {
             birth,
             session: Session::new(config, window),
             slots: vec![Slot::default(); slots],
             retained: Retained::new(vec![Entry::default(); entries], bytes),
-            kept: std::iter::repeat_with(Kept::default).take(entries).collect(),
-            memory: std::iter::repeat_with(Memory::default).take(slots).collect(),
+            kept: std::iter::repeat_with(Kept::default)
+                .take(entries)
+                .collect(),
+            memory: std::iter::repeat_with(Memory::default)
+                .take(slots)
+                .collect(),
             links: (0..scenario.connections).map(|_| Link::new()).collect(),
             timer_at: u64::MAX,
             frozen: false,
@@ -232,7 +262,10 @@ impl Agent {
 
     /// Requests of the user that have not completed.
     pub fn outstanding(&self) -> usize {
-        self.memory.iter().filter(|memory| memory.request.is_some()).count()
+        self.memory
+            .iter()
+            .filter(|memory| memory.request.is_some())
+            .count()
     }
 
     /// What stands still, for the report of a hang.
@@ -275,13 +308,18 @@ impl Agent {
     fn schedule(&mut self, ctx: &mut Ctx) {
         let links = self.links.iter().filter(|link| link.stream.is_some());
         let attempts = links.map(|link| link.deadline).min().unwrap_or(u64::MAX);
-        let due = self.session.next_timeout().unwrap_or(u64::MAX).min(attempts);
+        let due = self
+            .session
+            .next_timeout()
+            .unwrap_or(u64::MAX)
+            .min(attempts);
         let now = ctx.now();
         if due != u64::MAX && (due < self.timer_at || self.timer_at <= now) {
             // An engine that asks for a time that has passed must not stop the clock.
             self.timer_at = due.max(now + MICRO);
             let client = self.birth.number;
-            ctx.queue.at(self.timer_at, queue::Event::ClientTimer { client });
+            ctx.queue
+                .at(self.timer_at, queue::Event::ClientTimer { client });
         }
     }
 
@@ -297,7 +335,11 @@ impl Agent {
         for index in 0..self.links.len() as u16 {
             let link = &self.links[usize::from(index)];
             if link.stream.is_some() && link.deadline <= now {
-                trace!(ctx, "client {} gives up connecting {index}", self.birth.number);
+                trace!(
+                    ctx,
+                    "client {} gives up connecting {index}",
+                    self.birth.number
+                );
                 self.drop_link(ctx, index);
             }
         }
@@ -329,7 +371,12 @@ impl Agent {
 
     /// The process is killed: its streams close, its requests are lost.
     pub fn kill(&mut self, ctx: &mut Ctx) {
-        trace!(ctx, "client {} (life {}) is gone", self.birth.number, self.birth.life);
+        trace!(
+            ctx,
+            "client {} (life {}) is gone",
+            self.birth.number,
+            self.birth.life
+        );
         for link in &self.links {
             if let Some(stream) = link.stream {
                 ctx.net.close(&mut ctx.queue, stream, Side::Client);
@@ -382,7 +429,11 @@ impl Agent {
                 } => self.completed(ctx, slot, result, retained),
                 Event::Released { index } => self.kept[index].live = false,
                 Event::Close { index, reason } => {
-                    trace!(ctx, "client {} closes connection {index}: {reason:?}", self.birth.number);
+                    trace!(
+                        ctx,
+                        "client {} closes connection {index}: {reason:?}",
+                        self.birth.number
+                    );
                     self.drop_link(ctx, index);
                 }
                 Event::Opened { fresh } => self.session_opened(ctx, fresh),
@@ -391,14 +442,16 @@ impl Agent {
                     trace!(ctx, "client {} is refused: {status:?}", self.birth.number);
                 }
                 Event::Failed(reason) => {
-                    trace!(ctx, "client {}: device failed: {reason:?}", self.birth.number);
+                    trace!(
+                        ctx,
+                        "client {}: device failed: {reason:?}",
+                        self.birth.number
+                    );
                     self.failed = Some(reason);
                     ctx.stats.devices_failed += 1;
-                    let legal = ctx.book.device_failed(
-                        self.birth.life,
-                        reason,
-                        self.retained.is_enabled(),
-                    );
+                    let legal =
+                        ctx.book
+                            .device_failed(self.birth.life, reason, self.retained.is_enabled());
                     ctx.check(legal);
                     self.gone(ctx);
                 }
@@ -485,12 +538,20 @@ impl Agent {
         if !wanted || link.retry_at > now {
             return;
         }
-        let mut delay = ctx.rng.between(ctx.net.weather.latency.0, ctx.net.weather.latency.1);
+        let mut delay = ctx
+            .rng
+            .between(ctx.net.weather.latency.0, ctx.net.weather.latency.1);
         if now < ctx.slow_connect_until {
             delay += ctx.rng.spread(MILLI, 2 * CONNECT_TIMEOUT);
         }
-        let stream = ctx.net.connect(&mut ctx.queue, self.birth.number, index, delay);
-        trace!(ctx, "client {} connects {index} as stream {stream}", self.birth.number);
+        let stream = ctx
+            .net
+            .connect(&mut ctx.queue, self.birth.number, index, delay);
+        trace!(
+            ctx,
+            "client {} connects {index} as stream {stream}",
+            self.birth.number
+        );
         link.stream = Some(stream);
         link.number = None;
         link.deadline = now + CONNECT_TIMEOUT;
@@ -523,7 +584,10 @@ impl Agent {
     }
 
     fn index_of(&self, stream: StreamId) -> Option<u16> {
-        let at = self.links.iter().position(|link| link.stream == Some(stream))?;
+        let at = self
+            .links
+            .iter()
+            .position(|link| link.stream == Some(stream))?;
         u16::try_from(at).ok()
     }
 
@@ -556,11 +620,16 @@ impl Agent {
         link.out = Outbox::new();
         link.taking = None;
         link.ended = false;
-        let wait = if link.drained { MICRO } else { ctx.rng.between(link.backoff / 2, link.backoff) };
+        let wait = if link.drained {
+            MICRO
+        } else {
+            ctx.rng.between(link.backoff / 2, link.backoff)
+        };
         link.backoff = (link.backoff * 2).min(MAX_BACKOFF);
         link.retry_at = now + wait;
         let client = self.birth.number;
-        ctx.queue.at(link.retry_at, queue::Event::Reconnect { client, index });
+        ctx.queue
+            .at(link.retry_at, queue::Event::Reconnect { client, index });
         if link.number.take().is_some() {
             self.session
                 .handle_lost(&mut self.slots, &mut self.retained, index);

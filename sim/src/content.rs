@@ -36,7 +36,11 @@ pub fn parse(bytes: &[u8], sector: u64) -> Option<u64> {
         .take(WORDS)
         .skip(1)
         .all(|(index, is)| {
-            let must = if value == 0 { 0 } else { word(value, sector, index) };
+            let must = if value == 0 {
+                0
+            } else {
+                word(value, sector, index)
+            };
             is == must.to_le_bytes()
         });
     good.then_some(value)

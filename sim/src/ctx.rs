@@ -39,6 +39,10 @@ pub struct Ctx {
     pub incarnation: Option<[u8; 16]>,
     /// Connection attempts take longer until this time.
     pub slow_connect_until: u64,
+    /// So often the first connection of a client breaks under a request.
+    pub flaps: u32,
+    /// So often a connection breaks under an ABORT.
+    pub abort_cuts: u32,
     /// The holder replays in an incarnation in which nothing was lost: others may read meanwhile.
     pub quiet_replay: bool,
     /// Requests handed in by users of devices that write.

@@ -19,11 +19,30 @@ use crate::rng::Rng;
 #[derive(Debug, Clone)]
 pub enum DiskOp {
     /// Reads whole sectors.
-    Read { offset: u64, len: u32 },
-    /// Writes whole sectors; with `fua` they are on the medium at completion, unless a sync error is met.
-    Write { offset: u64, data: Vec<u8>, fua: bool },
+    Read {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// Writes whole sectors.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// The bytes.
+        data: Vec<u8>,
+        /// They are on the medium at completion, unless a sync error is met.
+        fua: bool,
+    },
     /// Makes a range read as zeroes.
-    Zero { offset: u64, len: u64, fua: bool },
+    Zero {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// As in a write.
+        fua: bool,
+    },
     /// Puts everything on the medium.
     Flush,
 }

@@ -8,7 +8,7 @@ use crate::queue::{Event, MICRO, MILLI, SECOND};
 use crate::rng::Rng;
 use crate::scenario::{FaultKind, PlannedFault, Scenario};
 use crate::trace;
-use crate::world::World;
+use crate::world::{World, DEAD_DISK};
 
 /// How long a fault that can't happen now waits for its chance.
 const LATER: u64 = 20 * MILLI;
@@ -81,6 +81,18 @@ impl Faults {
         self.happened += 1;
     }
 
+    /// One more, later.
+    fn add(&mut self, ctx: &mut Ctx, kind: FaultKind, delay: u64) {
+        let at = self.planned.len() as u16;
+        self.planned.push(PlannedFault {
+            kind,
+            // Not by the number of requests.
+            after_requests: u32::MAX,
+            delay,
+        });
+        ctx.queue.after(delay, Event::Fault { at });
+    }
+
     fn happen(&mut self, world: &mut World, kind: FaultKind) -> bool {
         match kind {
             FaultKind::Cut | FaultKind::CutAll | FaultKind::HalfOpen | FaultKind::Stall => {
@@ -93,7 +105,8 @@ impl Faults {
                 true
             }
             FaultKind::SlowConnect => {
-                world.ctx.slow_connect_until = world.ctx.now() + self.rng.spread(100 * MILLI, 5 * SECOND);
+                world.ctx.slow_connect_until =
+                    world.ctx.now() + self.rng.spread(100 * MILLI, 5 * SECOND);
                 self.streams(world, FaultKind::Cut)
             }
             FaultKind::ServerKill | FaultKind::ServerKillNoProof | FaultKind::PowerCut => {
@@ -107,6 +120,18 @@ impl Faults {
             FaultKind::FailSync => {
                 world.disk.failing_syncs += self.rng.pick(&[1, 1, 1, 2, 3]);
                 self.delay_some(world);
+                true
+            }
+            FaultKind::DeadDisk => {
+                world.disk.failing_syncs = DEAD_DISK;
+                true
+            }
+            FaultKind::Flap => {
+                world.ctx.flaps += self.rng.between(3, 6) as u32;
+                true
+            }
+            FaultKind::AbortCut => {
+                self.abort_cut(world);
                 true
             }
             FaultKind::FailIo => {
@@ -148,7 +173,11 @@ impl Faults {
         let rng = &mut self.rng;
         let (net, queue) = (&mut world.ctx.net, &mut world.ctx.queue);
         for stream in chosen {
-            let late = if rng.chance(50) { 0 } else { rng.spread(100 * MICRO, 5 * SECOND) };
+            let late = if rng.chance(50) {
+                0
+            } else {
+                rng.spread(100 * MICRO, 5 * SECOND)
+            };
             let mut notice = || Some(rng.spread(MICRO, 50 * MILLI));
             let notice = [notice(), notice()];
             match kind {
@@ -175,6 +204,23 @@ impl Faults {
         true
     }
 
+    /// Deadlines pass while what was sent is on its way, so that requests and their ABORTs arrive together.
+    fn abort_cut(&mut self, world: &mut World) {
+        let deadline = world.ctx.scenario.deadline.unwrap_or(100 * MILLI);
+        let stall = deadline / 2 + self.rng.below(deadline);
+        let whole: Vec<u32> = world.ctx.net.whole_streams().collect();
+        for stream in whole {
+            let from = crate::network::Side::Client;
+            world
+                .ctx
+                .net
+                .delay(&mut world.ctx.queue, stream, from, stall);
+        }
+        world.ctx.abort_cuts += self.rng.between(1, 3) as u32;
+        let delay = stall + self.rng.spread(MILLI, SECOND);
+        self.add(&mut world.ctx, FaultKind::PowerCut, delay);
+    }
+
     /// What some clients have sent comes late: perhaps after the end of the session that it was for.
     fn delay_some(&mut self, world: &mut World) {
         let whole: Vec<u32> = world.ctx.net.whole_streams().collect();
@@ -182,7 +228,10 @@ impl Faults {
             if self.rng.one_in(3) {
                 let time = self.rng.spread(MILLI, SECOND);
                 let from = crate::network::Side::Client;
-                world.ctx.net.delay(&mut world.ctx.queue, stream, from, time);
+                world
+                    .ctx
+                    .net
+                    .delay(&mut world.ctx.queue, stream, from, time);
             }
         }
     }
@@ -231,19 +280,31 @@ impl Faults {
         if world.clients[1].is_some() || !self.freeze_client(world, time) {
             return false;
         }
-        let wait = if self.rng.chance(50) { 0 } else { self.rng.below(lease) };
-        world.ctx.queue.after(wait, Event::ClientStart { client: 1 });
+        let wait = if self.rng.chance(50) {
+            0
+        } else {
+            self.rng.below(lease)
+        };
+        world
+            .ctx
+            .queue
+            .after(wait, Event::ClientStart { client: 1 });
         true
     }
 
     fn kill_client(&mut self, world: &mut World) -> bool {
-        let free = world.clients[0].as_ref().is_some_and(|a| !a.frozen && a.opened);
+        let free = world.clients[0]
+            .as_ref()
+            .is_some_and(|a| !a.frozen && a.opened);
         if !free {
             return false;
         }
         world.remove_client(0);
         let pause = self.rng.spread(MILLI, 3 * SECOND);
-        world.ctx.queue.after(pause, Event::ClientStart { client: 0 });
+        world
+            .ctx
+            .queue
+            .after(pause, Event::ClientStart { client: 0 });
         true
     }
 

@@ -89,10 +89,18 @@ impl Sector {
             .iter()
             .map(|v| {
                 let sent = if v.sent { "" } else { ", unsent" };
-                format!("{}({:?} of #{} at {}{sent})", v.value, v.state, v.request, v.submitted)
+                format!(
+                    "{}({:?} of #{} at {}{sent})",
+                    v.value, v.state, v.request, v.submitted
+                )
             })
             .collect();
-        format!("base {:?}, then [{}], ghosts {:?}", self.base, versions.join(", "), self.ghosts)
+        format!(
+            "base {:?}, then [{}], ghosts {:?}",
+            self.base,
+            versions.join(", "),
+            self.ghosts
+        )
     }
 }
 
@@ -185,7 +193,13 @@ impl Model {
     }
 
     /// A write is handed in. Tells when, in the time of the model.
-    pub fn submit_write(&mut self, request: RequestId, client: u8, range: Range, value: u64) -> u64 {
+    pub fn submit_write(
+        &mut self,
+        request: RequestId,
+        client: u8,
+        range: Range,
+        value: u64,
+    ) -> u64 {
         let submitted = self.tick();
         let version = Version {
             value,
@@ -228,11 +242,17 @@ impl Model {
             sector.versions[at].sent = true;
             Ok(())
         };
-        self.each_version(request, range, mark).expect("marking can't fail");
+        self.each_version(request, range, mark)
+            .expect("marking can't fail");
     }
 
     /// A write has succeeded.
-    pub fn ack_write(&mut self, request: RequestId, range: Range, fua: bool) -> Result<(), Violation> {
+    pub fn ack_write(
+        &mut self,
+        request: RequestId,
+        range: Range,
+        fua: bool,
+    ) -> Result<(), Violation> {
         let now = self.tick();
         for at in range.first..range.end() {
             let sector = &mut self.sectors[at];
@@ -244,7 +264,9 @@ impl Model {
                 continue;
             }
             if !version.sent && version.value != 0 {
-                return Err(Violation::new(format!("#{request} succeeded and was never sent")));
+                return Err(Violation::new(format!(
+                    "#{request} succeeded and was never sent"
+                )));
             }
             let earlier = sector.versions[..index]
                 .iter()
@@ -284,7 +306,8 @@ impl Model {
             }
             Ok(())
         };
-        self.each_version(request, range, fail).expect("failing can't fail");
+        self.each_version(request, range, fail)
+            .expect("failing can't fail");
     }
 
     /// The server said that a failed write was never executed.
@@ -293,7 +316,8 @@ impl Model {
             sector.versions.remove(at);
             Ok(())
         };
-        self.each_version(request, range, forget).expect("forgetting can't fail");
+        self.each_version(request, range, forget)
+            .expect("forgetting can't fail");
     }
 
     /// A read is handed in. `barrier`: when the newest pending barrier of its client was submitted; `lenient`: see there.
@@ -404,7 +428,9 @@ impl Model {
         if matches != 1 {
             return;
         }
-        let hit = sector.versions[settled..].iter().position(|v| v.value == value);
+        let hit = sector.versions[settled..]
+            .iter()
+            .position(|v| v.value == value);
         match hit.map(|at| settled + at) {
             Some(at) if decided(&sector.versions[at]) => {
                 let ghosts = sector.versions[at + 1..].iter().filter(|v| decided(v));
@@ -458,7 +484,9 @@ impl Model {
                         version.state = State::Failed(now);
                     }
                 }
-                sector.versions.retain(|v| v.sent || v.state == State::Pending);
+                sector
+                    .versions
+                    .retain(|v| v.sent || v.state == State::Pending);
             }
             self.holder = Some(client);
             if self.lost || self.replaying {
@@ -516,7 +544,9 @@ impl Model {
             sector.base.extend(gone.map(|v| v.value));
             sector.base.sort_unstable();
             sector.base.dedup();
-            sector.versions.retain(|v| v.state == State::Pending && !v.sent);
+            sector
+                .versions
+                .retain(|v| v.state == State::Pending && !v.sent);
         }
         for at in 0..self.reads.len() {
             self.allow_all(at);

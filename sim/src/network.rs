@@ -140,7 +140,9 @@ impl Network {
     /// Begins a connection attempt, which reaches the server after `delay`.
     pub fn connect(&mut self, queue: &mut Queue, client: u8, index: u16, delay: u64) -> StreamId {
         let id = self.streams.len() as StreamId;
-        let low = self.rng.between(self.weather.latency.0, self.weather.latency.1);
+        let low = self
+            .rng
+            .between(self.weather.latency.0, self.weather.latency.1);
         let latency = (low, low.saturating_mul(self.rng.between(1, 8)));
         let pipe = || Pipe {
             latency,
@@ -177,7 +179,10 @@ impl Network {
     /// Streams that both ends have.
     pub fn whole_streams(&self) -> impl Iterator<Item = StreamId> + '_ {
         let whole = |stream: &Stream| stream.open == [true; 2];
-        (0..).zip(&self.streams).filter(move |(_, s)| whole(s)).map(|(id, _)| id)
+        (0..)
+            .zip(&self.streams)
+            .filter(move |(_, s)| whole(s))
+            .map(|(id, _)| id)
     }
 
     /// Sends from one end: takes as many of `bytes` as there is room for and tells how many. Where it is not all, an
@@ -195,7 +200,13 @@ impl Network {
             pipe.blocked = true;
             if len > 0 {
                 pipe.blocked = false;
-                queue.after(MICRO, Event::Writable { stream: id, side: from });
+                queue.after(
+                    MICRO,
+                    Event::Writable {
+                        stream: id,
+                        side: from,
+                    },
+                );
             }
         }
         if len == 0 {
@@ -262,23 +273,48 @@ impl Network {
         }
         if pipe.blocked {
             pipe.blocked = false;
-            queue.after(MICRO, Event::Writable { stream: id, side: from });
+            queue.after(
+                MICRO,
+                Event::Writable {
+                    stream: id,
+                    side: from,
+                },
+            );
         }
     }
 
     /// One end closes. What it sent before still arrives; then the other end notices, unless the way there is a hole.
     pub fn close(&mut self, queue: &mut Queue, id: StreamId, side: Side) {
-        let stream = &mut self.streams[id as usize];
-        if !std::mem::replace(&mut stream.open[side as usize], false) {
-            return;
+        if std::mem::replace(&mut self.streams[id as usize].open[side as usize], false) {
+            self.shut(queue, id, side);
         }
+    }
+
+    /// One end sends nothing more, and the other end takes that for the end of the stream; what the other end has sent still
+    /// arrives.
+    pub fn shut(&mut self, queue: &mut Queue, id: StreamId, side: Side) {
         let now = queue.now();
-        let pipe = stream.pipe(side);
-        let was_hole = std::mem::replace(&mut pipe.hole, true);
+        let stream = &mut self.streams[id as usize];
+        let was_hole = std::mem::replace(&mut stream.pipe(side).hole, true);
         if !was_hole && stream.open[side.peer() as usize] {
             let pipe = stream.pipe(side);
             let at = pipe.last_arrival().max(pipe.stalled_until).max(now + MICRO);
-            queue.at(at, Event::Ended { stream: id, side: side.peer() });
+            queue.at(
+                at,
+                Event::Ended {
+                    stream: id,
+                    side: side.peer(),
+                },
+            );
+        }
+    }
+
+    /// When the last that was sent from `from` arrives; 0 where everything has.
+    pub fn last_arrival(&self, id: StreamId, from: Side) -> u64 {
+        let stream = &self.streams[id as usize];
+        match from {
+            Side::Client => stream.up.last_arrival(),
+            Side::Server => stream.down.last_arrival(),
         }
     }
 
@@ -346,7 +382,10 @@ mod tests {
     fn drain(network: &mut Network, queue: &mut Queue, id: StreamId) -> Vec<u8> {
         let mut got = Vec::new();
         while let Some(event) = queue.pop() {
-            if let Event::Arrive { from: Side::Client, .. } = event {
+            if let Event::Arrive {
+                from: Side::Client, ..
+            } = event
+            {
                 network.arrive(queue.now(), id, Side::Client);
                 let bytes = network.readable(id, Side::Client).to_vec();
                 network.take(queue, id, Side::Client, bytes.len());
@@ -371,10 +410,16 @@ mod tests {
     fn a_full_stream_takes_no_more_and_tells_when_there_is_room() {
         let (mut network, mut queue) = network();
         let id = network.connect(&mut queue, 0, 0, 10);
-        assert_eq!(network.write(&mut queue, id, Side::Client, &[1; 2000]), 1000);
+        assert_eq!(
+            network.write(&mut queue, id, Side::Client, &[1; 2000]),
+            1000
+        );
         assert_eq!(network.write(&mut queue, id, Side::Client, &[1; 1000]), 0);
         assert_eq!(drain(&mut network, &mut queue, id).len(), 1000);
-        assert_eq!(network.write(&mut queue, id, Side::Client, &[1; 1000]), 1000);
+        assert_eq!(
+            network.write(&mut queue, id, Side::Client, &[1; 1000]),
+            1000
+        );
     }
 
     #[test]

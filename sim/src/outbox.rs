@@ -61,7 +61,7 @@ impl<P: Copy + PartialEq> Outbox<P> {
     }
 
     /// What comes next.
-    pub fn next(&mut self) -> Option<Next<'_, P>> {
+    pub fn first(&mut self) -> Option<Next<'_, P>> {
         match self.parts.front()? {
             Part::Bytes(len) => {
                 let len = *len;
@@ -125,17 +125,17 @@ mod tests {
         outbox.push_payload(7, 10, 5);
         outbox.push(b"d");
         assert_eq!(outbox.queued(), 9);
-        assert!(matches!(outbox.next(), Some(Next::Bytes(b"abc"))));
+        assert!(matches!(outbox.first(), Some(Next::Bytes(b"abc"))));
         assert_eq!(outbox.sent(2), None);
-        assert!(matches!(outbox.next(), Some(Next::Bytes(b"c"))));
+        assert!(matches!(outbox.first(), Some(Next::Bytes(b"c"))));
         assert_eq!(outbox.sent(1), None);
         assert_eq!(outbox.sent(4), None);
-        assert!(matches!(outbox.next(), Some(Next::Payload(7, 14, 1))));
+        assert!(matches!(outbox.first(), Some(Next::Payload(7, 14, 1))));
         assert!(outbox.refers_to(7));
         assert_eq!(outbox.sent(1), Some(7));
         assert!(!outbox.refers_to(7));
-        assert!(matches!(outbox.next(), Some(Next::Bytes(b"d"))));
+        assert!(matches!(outbox.first(), Some(Next::Bytes(b"d"))));
         outbox.sent(1);
-        assert!(outbox.next().is_none());
+        assert!(outbox.first().is_none());
     }
 }

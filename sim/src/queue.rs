@@ -12,39 +12,88 @@ pub const MILLI: u64 = 1_000_000;
 /// Nanoseconds in a second.
 pub const SECOND: u64 = 1_000_000_000;
 
-/// Something that happens.
+/// Something that happens. Clients are named by their place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Event {
-    /// Bytes sent from `from` reach the other end of a stream.
-    Arrive { stream: StreamId, from: Side },
-    /// There is room again to send from `side`.
-    Writable { stream: StreamId, side: Side },
-    /// `side` notices that the stream has ended.
-    Ended { stream: StreamId, side: Side },
+    /// Bytes reach the other end of a stream.
+    Arrive {
+        /// The stream.
+        stream: StreamId,
+        /// The end that sent them.
+        from: Side,
+    },
+    /// There is room to send again.
+    Writable {
+        /// The stream.
+        stream: StreamId,
+        /// The end that can send.
+        side: Side,
+    },
+    /// An end notices that the stream has ended.
+    Ended {
+        /// The stream.
+        stream: StreamId,
+        /// The end.
+        side: Side,
+    },
     /// A connection attempt reaches the server.
-    Accept { stream: StreamId },
+    Accept {
+        /// The stream.
+        stream: StreamId,
+    },
     /// The client learns that its attempt was accepted.
-    Connected { stream: StreamId },
-    /// The time for which an engine asked: a client's (by number), or the server's.
-    ClientTimer { client: u8 },
-    /// See [`Event::ClientTimer`].
+    Connected {
+        /// The stream.
+        stream: StreamId,
+    },
+    /// The time for which a client's engine asked.
+    ClientTimer {
+        /// The client.
+        client: u8,
+    },
+    /// The time for which the server's engine asked.
     ServerTimer,
     /// A client tries to connect again.
-    Reconnect { client: u8, index: u16 },
+    Reconnect {
+        /// The client.
+        client: u8,
+        /// Index of the connection.
+        index: u16,
+    },
     /// The disk has finished an operation.
-    Disk { op: u32 },
+    Disk {
+        /// Its number.
+        op: u32,
+    },
     /// The user of a client's device hands in requests.
-    Submit { client: u8 },
-    /// The next fault of the scenario.
-    Fault { at: u16 },
+    Submit {
+        /// The client.
+        client: u8,
+    },
+    /// A fault of the scenario.
+    Fault {
+        /// Its place in the plan.
+        at: u16,
+    },
     /// A server process starts.
     ServerStart,
-    /// A process that was frozen goes on: a client, or the server.
-    Thaw { client: Option<u8> },
+    /// A process that was frozen goes on.
+    Thaw {
+        /// The client; none for the server.
+        client: Option<u8>,
+    },
     /// A client process starts.
-    ClientStart { client: u8 },
+    ClientStart {
+        /// The client.
+        client: u8,
+    },
     /// A client that has not been let in until now gives up.
-    GiveUp { client: u8, life: u8 },
+    GiveUp {
+        /// The client.
+        client: u8,
+        /// Its life: another may be at its place by then.
+        life: u8,
+    },
     /// Nothing; looks whether the scenario still moves.
     Watch,
 }

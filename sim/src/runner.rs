@@ -23,7 +23,11 @@ const BATCH: u64 = 64;
 /// # Errors
 /// If the numbers can't be printed.
 pub fn one(seed: u64, plant: Option<Plant>, printed: bool, json: bool) -> anyhow::Result<bool> {
-    let trace = if printed { Trace::printed() } else { Trace::silent() };
+    let trace = if printed {
+        Trace::printed()
+    } else {
+        Trace::silent()
+    };
     let outcome = world::run(seed, plant, trace);
     if json {
         println!("{}", serde_json::to_string_pretty(&outcome.stats)?);
@@ -120,7 +124,13 @@ pub fn many(many: &Many) -> anyhow::Result<bool> {
         }
     }
     bar.finish_and_clear();
-    report(many, first, &kept, found.as_ref(), begun.elapsed().as_secs_f64())?;
+    report(
+        many,
+        first,
+        &kept,
+        found.as_ref(),
+        begun.elapsed().as_secs_f64(),
+    )?;
     Ok(found.is_none())
 }
 
@@ -203,7 +213,10 @@ fn report(
         let plant = many
             .plant
             .map_or_else(String::new, |plant| format!(" --plant {}", plant.name()));
-        eprintln!("repeat: cargo run --release -p sim -- --seed {}{plant}", found.seed);
+        eprintln!(
+            "repeat: cargo run --release -p sim -- --seed {}{plant}",
+            found.seed
+        );
     } else if !many.json {
         println!("{run} scenarios, all clean; next seed {}", kept.next);
     }
@@ -211,7 +224,10 @@ fn report(
 }
 
 fn print_totals(totals: &Stats, seconds: f64, rate: f64) {
-    println!("scenarios        {:>14}   ({rate:.0} a second, {seconds:.1} s)", totals.scenarios);
+    println!(
+        "scenarios        {:>14}   ({rate:.0} a second, {seconds:.1} s)",
+        totals.scenarios
+    );
     let rows = [
         ("requests", totals.requests),
         ("  succeeded", totals.succeeded),
@@ -233,7 +249,10 @@ fn print_totals(totals: &Stats, seconds: f64, rate: f64) {
     for (name, count) in rows {
         println!("{name:<16} {count:>14}");
     }
-    println!("simulated hours  {:>14.1}", totals.simulated_seconds / 3600.0);
+    println!(
+        "simulated hours  {:>14.1}",
+        totals.simulated_seconds / 3600.0
+    );
     println!("faults:");
     for (kind, count) in &totals.faults {
         println!("  {kind:<20} {count:>10}");

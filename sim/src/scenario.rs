@@ -57,11 +57,17 @@ pub enum FaultKind {
     Grow,
     /// The server gives less credit, or more.
     Credit,
+    /// The first connection of a client breaks again and again, each time under a request.
+    Flap,
+    /// Connections break under an ABORT; soon after that the server's machine loses power.
+    AbortCut,
+    /// Sync calls fail until the device has failed.
+    DeadDisk,
 }
 
 impl FaultKind {
     /// All kinds, with how often each is drawn.
-    const WEIGHTS: [(FaultKind, u32); 21] = [
+    const WEIGHTS: [(FaultKind, u32); 24] = [
         (FaultKind::Cut, 16),
         (FaultKind::CutAll, 8),
         (FaultKind::HalfOpen, 6),
@@ -83,6 +89,9 @@ impl FaultKind {
         (FaultKind::Reader, 6),
         (FaultKind::Grow, 2),
         (FaultKind::Credit, 3),
+        (FaultKind::Flap, 5),
+        (FaultKind::AbortCut, 5),
+        (FaultKind::DeadDisk, 1),
     ];
 
     /// Its name in traces and summaries.
@@ -109,6 +118,9 @@ impl FaultKind {
             FaultKind::Reader => "reader",
             FaultKind::Grow => "grow",
             FaultKind::Credit => "credit",
+            FaultKind::Flap => "flap",
+            FaultKind::AbortCut => "abort-cut",
+            FaultKind::DeadDisk => "dead-disk",
         }
     }
 }
@@ -197,7 +209,10 @@ impl Scenario {
         let small = rng.one_in(3);
         let retain = match (retention_off, small) {
             (true, _) => (0, 0),
-            (_, true) => (rng.between(max_len, 4 * max_len), rng.between(1, 12) as usize),
+            (_, true) => (
+                rng.between(max_len, 4 * max_len),
+                rng.between(1, 12) as usize,
+            ),
             _ => (1 << 20, 256),
         };
         let algorithm = match rng.below(40) {
@@ -264,13 +279,20 @@ impl Scenario {
 }
 
 fn faults(rng: &mut Rng, requests: u32) -> Vec<PlannedFault> {
-    let weights: Vec<u32> = FaultKind::WEIGHTS.iter().map(|(_, weight)| *weight).collect();
+    let weights: Vec<u32> = FaultKind::WEIGHTS
+        .iter()
+        .map(|(_, weight)| *weight)
+        .collect();
     let count = MIN_FAULTS + rng.index(6);
     let mut faults: Vec<PlannedFault> = (0..count)
         .map(|_| PlannedFault {
             kind: FaultKind::WEIGHTS[rng.weighted(&weights)].0,
             after_requests: rng.between(5, u64::from(requests) - 5) as u32,
-            delay: if rng.chance(50) { 0 } else { rng.spread(10 * MICRO, 100 * MILLI) },
+            delay: if rng.chance(50) {
+                0
+            } else {
+                rng.spread(10 * MICRO, 100 * MILLI)
+            },
         })
         .collect();
     // Faults that meet: the interesting cases are often two at once.

@@ -113,14 +113,17 @@ struct Member {
     /// What the disk has, by slot: id and type.
     running: Vec<(u64, Kind)>,
     limits: Limits,
-    writable: bool,
     config: dst_engine::server::Config,
 }
 
 /// Where an arriving payload goes.
 #[derive(Debug)]
 enum Body {
-    Into { slot: u16, bytes: Vec<u8>, offset: u64 },
+    Into {
+        slot: u16,
+        bytes: Vec<u8>,
+        offset: u64,
+    },
     Nowhere,
 }
 
@@ -324,7 +327,11 @@ impl Server {
     fn schedule(&mut self, ctx: &mut Ctx) {
         let sessions = self.members.iter().filter_map(|m| m.session.next_timeout());
         let conns = self.conns.iter().map(|conn| conn.until);
-        let other = [self.export.next_timeout(), self.drain, self.persisting.map(|p| p.0)];
+        let other = [
+            self.export.next_timeout(),
+            self.drain,
+            self.persisting.map(|p| p.0),
+        ];
         let due = sessions
             .chain(conns)
             .chain(other.into_iter().flatten())
@@ -352,7 +359,8 @@ impl Server {
         }
         for member in &mut self.members {
             member.session.handle_timeout(&mut member.slots, now);
-            self.export.heard(member.number, member.session.last_heard());
+            self.export
+                .heard(member.number, member.session.last_heard());
         }
         self.export.handle_timeout(now);
         let silent: Vec<StreamId> = self
@@ -401,7 +409,11 @@ impl Server {
             let number = member.number;
             match event {
                 Event::Close { conn, reason } => {
-                    trace!(ctx, "server closes stream {} of session {number}: {reason:?}", conn.0);
+                    trace!(
+                        ctx,
+                        "server closes stream {} of session {number}: {reason:?}",
+                        conn.0
+                    );
                     self.leave(ctx, conn.0, reason);
                 }
                 Event::Drop { slot } => member.data[usize::from(slot)] = Data::None,
@@ -439,12 +451,10 @@ impl Server {
                         member.session.probe();
                     }
                 }
-                Action::Settle { session, reason } => {
-                    match self.member(session) {
-                        Some(member) => member.session.settle(&mut member.slots, reason),
-                        None => self.export.settled(session),
-                    }
-                }
+                Action::Settle { session, reason } => match self.member(session) {
+                    Some(member) => member.session.settle(&mut member.slots, reason),
+                    None => self.export.settled(session),
+                },
                 Action::Flush => self.flush_wanted = true,
                 Action::Persist(record) => {
                     let delay = ctx.rng.spread(20 * MICRO, 5 * MILLI);
@@ -475,7 +485,9 @@ impl Server {
     }
 
     fn member(&mut self, number: u64) -> Option<&mut Member> {
-        self.members.iter_mut().find(|member| member.number == number)
+        self.members
+            .iter_mut()
+            .find(|member| member.number == number)
     }
 
     fn conn(&self, stream: StreamId) -> Option<usize> {
@@ -493,7 +505,9 @@ impl Server {
             Stage::Joined(number) => {
                 let now = ctx.now();
                 if let Some(member) = self.member(number) {
-                    member.session.conn_lost(&mut member.slots, ConnId(stream), now);
+                    member
+                        .session
+                        .conn_lost(&mut member.slots, ConnId(stream), now);
                 }
             }
             Stage::Asking(number) => {
@@ -513,7 +527,10 @@ impl Server {
         if ctx.planted(Plant::OldConnectionStillRead) && matches!(reason, CloseReason::Ended(_)) {
             conn.zombie = true;
             conn.stage = Stage::Leaving;
-            return;
+            // What it has sent comes late, when its session has an heir.
+            let late = ctx.rng.spread(MILLI, 4 * SECOND);
+            ctx.net.delay(&mut ctx.queue, stream, Side::Client, late);
+            return ctx.net.shut(&mut ctx.queue, stream, Side::Server);
         }
         conn.stage = Stage::Leaving;
         conn.body = None;
@@ -597,7 +614,9 @@ fn geometry(ctx: &Ctx, disk: &Disk) -> Geometry {
         size: disk.size(),
         logical_block: ctx.scenario.block,
         physical_block: ctx.scenario.block,
-        flags: flags.into_iter().fold(GeometryFlags::NONE, GeometryFlags::union),
+        flags: flags
+            .into_iter()
+            .fold(GeometryFlags::NONE, GeometryFlags::union),
         discard_granularity: ctx.scenario.block,
         atomic_limit: 0,
         rollback_limit: 0,

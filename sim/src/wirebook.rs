@@ -94,7 +94,8 @@ impl WireBook {
                 ids[index] = Some(Id {
                     owner,
                     kind,
-                    barrier: user.map_or(flags.contains(OpFlags::BARRIER), |asked| asked.is_barrier()),
+                    barrier: user
+                        .map_or(flags.contains(OpFlags::BARRIER), |asked| asked.is_barrier()),
                     beyond: user.is_some_and(|asked| asked.beyond),
                     executions: 0,
                     executing: false,
@@ -193,7 +194,9 @@ impl WireBook {
         entry.executing = true;
         let entry = *entry;
         if entry.kind != kind {
-            return Err(Violation::new(format!("id {id} of session {number} executes as {kind:?}")));
+            return Err(Violation::new(format!(
+                "id {id} of session {number} executes as {kind:?}"
+            )));
         }
         if write && again {
             return Err(Violation::new(format!(
@@ -284,7 +287,8 @@ impl WireBook {
 
     /// The disk has finished a request.
     pub fn done(&mut self, number: u64, id: u64) {
-        self.running.retain(|other| other.session != number || other.id != id);
+        self.running
+            .retain(|other| other.session != number || other.id != id);
         self.finished(number, id);
     }
 

@@ -28,6 +28,8 @@ use crate::wirebook::WireBook;
 use crate::workload::{self, Wish};
 use crate::Violation;
 
+/// A disk with so many syncs to fail fails all of them.
+pub const DEAD_DISK: u32 = 1_000_000;
 /// Places for clients: the writer, a second writer, readers.
 pub const PLACES: usize = 4;
 /// Nothing completes for so long: it hangs. Longer than all times of a scenario and its faults together.
@@ -127,6 +129,8 @@ impl World {
                 rng: rng.fork(2),
                 incarnation: None,
                 slow_connect_until: 0,
+                flaps: 0,
+                abort_cuts: 0,
                 quiet_replay: false,
                 submitted: 0,
                 violation: None,
@@ -196,23 +200,36 @@ impl World {
         match event {
             Event::Arrive { stream, from } => {
                 let now = self.ctx.now();
-                if self.ctx.net.arrive(now, stream, from) && self.ctx.net.is_open(stream, from.peer()) {
+                if self.ctx.net.arrive(now, stream, from)
+                    && self.ctx.net.is_open(stream, from.peer())
+                {
                     match from {
-                        Side::Client => self.with_server(|s, ctx, disk, stable| s.arrived(ctx, disk, stable, stream)),
-                        Side::Server => self.with_owner(stream, |agent, ctx| agent.arrived(ctx, stream)),
+                        Side::Client => self.with_server(|s, ctx, disk, stable| {
+                            s.arrived(ctx, disk, stable, stream)
+                        }),
+                        Side::Server => {
+                            self.with_owner(stream, |agent, ctx| agent.arrived(ctx, stream))
+                        }
                     }
                 }
             }
-            Event::Writable { stream, side: Side::Client } => {
+            Event::Writable {
+                stream,
+                side: Side::Client,
+            } => {
                 self.with_owner(stream, |agent, ctx| agent.writable(ctx, stream));
             }
-            Event::Writable { .. } => self.with_server(|s, ctx, disk, stable| s.writable(ctx, disk, stable)),
+            Event::Writable { .. } => {
+                self.with_server(|s, ctx, disk, stable| s.writable(ctx, disk, stable))
+            }
             Event::Ended { stream, side } => {
                 if !self.ctx.net.ended(stream, side) {
                     return;
                 }
                 match side {
-                    Side::Server => self.with_server(|s, ctx, disk, stable| s.ended(ctx, disk, stable, stream)),
+                    Side::Server => {
+                        self.with_server(|s, ctx, disk, stable| s.ended(ctx, disk, stable, stream))
+                    }
                     Side::Client => self.with_owner(stream, |agent, ctx| agent.ended(ctx, stream)),
                 }
             }
@@ -221,7 +238,9 @@ impl World {
                 self.with_owner(stream, |agent, ctx| agent.connected(ctx, stream));
             }
             Event::ClientTimer { client } => self.with_client(client, Agent::timer),
-            Event::ServerTimer => self.with_server(|s, ctx, disk, stable| s.timer(ctx, disk, stable)),
+            Event::ServerTimer => {
+                self.with_server(|s, ctx, disk, stable| s.timer(ctx, disk, stable))
+            }
             Event::Reconnect { client, .. } => self.with_client(client, Agent::step),
             Event::Disk { op } => {
                 if let Some(done) = self.disk.finish(op) {
@@ -231,7 +250,9 @@ impl World {
             Event::Submit { client } => self.with_client(client, Agent::submit_some),
             Event::Fault { at } => self.inject(at),
             Event::ServerStart => self.start_server(),
-            Event::Thaw { client: Some(client) } => self.with_client(client, Agent::thaw),
+            Event::Thaw {
+                client: Some(client),
+            } => self.with_client(client, Agent::thaw),
             Event::Thaw { client: None } => {
                 self.with_server(|s, ctx, disk, stable| s.thaw(ctx, disk, stable));
                 for stream in std::mem::take(&mut self.backlog) {
@@ -241,7 +262,10 @@ impl World {
             Event::ClientStart { client } => self.start_client(client),
             Event::GiveUp { client, life } => {
                 let waits = |agent: &Agent| agent.birth.life == life && !agent.opened;
-                if self.clients[usize::from(client)].as_ref().is_some_and(waits) {
+                if self.clients[usize::from(client)]
+                    .as_ref()
+                    .is_some_and(waits)
+                {
                     self.remove_client(client);
                 }
             }
@@ -272,7 +296,13 @@ impl World {
         let queue = &mut self.ctx.queue;
         let back = self.ctx.net.weather.latency.0;
         let Some(server) = &mut self.server else {
-            queue.after(back, Event::Ended { stream, side: Side::Client });
+            queue.after(
+                back,
+                Event::Ended {
+                    stream,
+                    side: Side::Client,
+                },
+            );
             return;
         };
         queue.after(back, Event::Connected { stream });
@@ -327,7 +357,9 @@ impl World {
 
     fn check_medium(&mut self) {
         let sectors = self.disk.medium().chunks_exact(SECTOR);
-        let values = (0..).zip(sectors).map(|(at, bytes)| content::parse(bytes, at));
+        let values = (0..)
+            .zip(sectors)
+            .map(|(at, bytes)| content::parse(bytes, at));
         let good = self.ctx.model.check_medium(values);
         self.ctx.check(good);
     }
@@ -344,7 +376,11 @@ impl World {
             _ => self.ctx.rng.between(10, 60) as u32,
         };
         // The second writer may be a second process of the same machine.
-        let identity = if client == 1 && self.ctx.rng.chance(40) { 0 } else { client };
+        let identity = if client == 1 && self.ctx.rng.chance(40) {
+            0
+        } else {
+            client
+        };
         let birth = Birth {
             number: client,
             life: self.lives,
@@ -363,7 +399,9 @@ impl World {
         if client != 0 {
             let patience = self.ctx.rng.spread(SECOND, 30 * SECOND);
             let life = birth.life;
-            self.ctx.queue.after(patience, Event::GiveUp { client, life });
+            self.ctx
+                .queue
+                .after(patience, Event::GiveUp { client, life });
         }
         self.clients[place] = Some(agent);
     }
@@ -390,8 +428,20 @@ impl World {
         for client in 0..PLACES as u8 {
             self.look_after(client);
         }
+        self.mend_disk();
         let submitted = self.ctx.submitted;
         self.faults.schedule(&mut self.ctx, submitted);
+    }
+
+    /// A disk whose syncs always fail is mended when the writer's device has failed, or where there is none to fail.
+    fn mend_disk(&mut self) {
+        if self.disk.failing_syncs < DEAD_DISK / 2 {
+            return;
+        }
+        let hopes = |agent: &Agent| agent.opened && agent.failed.is_none();
+        if !self.clients[0].as_ref().is_some_and(hopes) {
+            self.disk.failing_syncs = 0;
+        }
     }
 
     fn look_after(&mut self, client: u8) {
@@ -491,7 +541,10 @@ impl World {
     }
 
     fn hang(&mut self, how: &str) {
-        let mut text = format!("the scenario {how}; all faults happened: {}", self.faults.all_happened());
+        let mut text = format!(
+            "the scenario {how}; all faults happened: {}",
+            self.faults.all_happened()
+        );
         for agent in self.clients.iter().flatten() {
             text.push_str("\n  ");
             text.push_str(&agent.describe());

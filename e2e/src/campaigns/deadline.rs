@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context as _, Result};
 use rustix::io::Errno;
 
-use crate::command;
+use crate::command::{self, Running};
 use crate::direct::{self, Pending};
 use crate::lab::device::Device;
 use crate::lab::fsys::{Kind, Mount};
@@ -30,7 +30,7 @@ type Case = fn(&Lab) -> Result<()>;
 
 /// Runs the campaign.
 pub fn run(lab: &Lab, report: &mut Report) -> Result<()> {
-    let cases: [(&str, Case); 7] = [
+    let cases: [(&str, Case); 8] = [
         ("without a deadline I/O waits and is then done", waits),
         (
             "each request fails at its deadline, later ones work",
@@ -43,8 +43,9 @@ pub fn run(lab: &Lab, report: &mut Report) -> Result<()> {
             force_mounted,
         ),
         ("detach --force with a live server", force_live),
+        ("detach --force of an agent that hangs", force_hung_agent),
         (
-            "detach without a server is refused or flushes first",
+            "detach without a server waits for it",
             detach_without_server,
         ),
     ];
@@ -131,7 +132,7 @@ fn deadline(lab: &Lab) -> Result<()> {
     let (mut server, device) = setup(lab, &["--deadline", "5s"])?;
     server.kill()?;
     let block = device.block();
-    for round in 0..lab.plan.pick(4, 2) {
+    for round in 0..lab.plan.pick(4, 1) {
         // At once and a while later: each has a clock of its own.
         let first = [
             ("read", read_later(block, 0)?),
@@ -313,36 +314,52 @@ fn force_live(lab: &Lab) -> Result<()> {
     server.stop()
 }
 
-/// With nothing unwritten the device may go without its server; it may also be refused. It must not hang for ever, and never
-/// claim success with writes unflushed.
-fn detach_without_server(lab: &Lab) -> Result<()> {
+/// The agent itself does nothing any more, as when it waits in the kernel for ever.
+fn force_hung_agent(lab: &Lab) -> Result<()> {
     let (mut server, mut device) = setup(lab, &[])?;
+    let agent = rustix::process::Pid::from_raw(device.pid()).context("no pid")?;
+    rustix::process::kill_process(agent, rustix::process::Signal::STOP)?;
+    let read = read_later(device.block(), 0)?;
+    let (state, _) = device.state()?;
+    if state != "not-responding" {
+        bail!("a device whose agent is stopped is {state}");
+    }
+    let took = device.detach_by_force()?;
+    if took > FORCE {
+        bail!("detach --force took {:.1} s", took.as_secs_f64());
+    }
+    if read.outcome(FORCE).context("a read that hung")?.0.is_ok() {
+        bail!("a read succeeded without an agent");
+    }
+    device.check_gone()?;
+    loop_device_goes(lab, &device.block_name())?;
+    server.stop()
+}
+
+/// A detach must not claim success with writes unflushed. It says what it waits for, and is done when the server is back.
+fn detach_without_server(lab: &Lab) -> Result<()> {
+    let (mut server, device) = setup(lab, &[])?;
     let file = direct::open(device.block(), true)?;
     direct::write(&file, 0, &[1; 4096])?;
     drop(file);
     server.kill()?;
-    let output = device
-        .run_detach(&[])
-        .context("detach without a server, unflushed writes")?;
-    if output.code == Some(0) {
+    let mut detach = Running::start(&mut lab.dst(["detach", device.name()]))?;
+    wait::let_pass(Duration::from_secs(lab.plan.pick(15, 4)))?;
+    if detach.has_ended()? {
+        let output = detach.finish(RECOVERY)?;
         bail!(
-            "detach claims success although a write is not flushed: {}",
-            output.said()
-        );
-    }
-    if !device.agent_alive() {
-        bail!(
-            "detach failed ({}), and yet the agent is gone: {}",
+            "detach without a server ended with {}: {}",
             output.ending(),
             output.said()
         );
     }
     server.start()?;
-    works_again(device.block())?;
-    let took = device.detach_by_force()?;
-    if took > FORCE {
-        bail!("detach --force took {:.1} s", took.as_secs_f64());
+    let output = detach.finish(RECOVERY)?.expect_code(0)?;
+    if !output.stderr.contains("waiting") {
+        bail!("detach waited without saying so: {}", output.said());
     }
     device.check_gone()?;
+    // It is gone: nothing for its guard to do.
+    std::mem::forget(device);
     server.stop()
 }

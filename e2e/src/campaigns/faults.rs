@@ -32,6 +32,8 @@ pub enum Fault {
     Reset,
     /// Connections reset after so many bytes.
     Cut(u64),
+    /// One bit flipped after so many bytes.
+    Flip(u64),
     /// Nothing is forwarded for so long.
     Stall(Duration),
     /// The client's side is reset, the server's stays.
@@ -51,6 +53,7 @@ impl Fault {
             Fault::Freeze(_) => "freezes",
             Fault::Outage(_) => "outages",
             Fault::Reset | Fault::Cut(_) => "resets",
+            Fault::Flip(_) => "flipped-bits",
             Fault::Stall(_) => "stalls",
             Fault::LoseClient | Fault::LoseServer => "half-open",
             Fault::EndUpstream => "one-way-ends",
@@ -81,6 +84,10 @@ pub fn schedule(plan: &Plan, rng: &mut Rng) -> Vec<Fault> {
     }
     for _ in 0..plan.pick(3, 1) {
         faults.push(Fault::LoseServer);
+    }
+    for _ in 0..plan.pick(20, 4) {
+        // Nearly all of it is payload.
+        faults.push(Fault::Flip(rng.below(1..400_000)));
     }
     faults.push(Fault::Freeze(Duration::from_secs(plan.pick(10, 3))));
     faults.push(Fault::Outage(Duration::from_secs(plan.pick(180, 20))));
@@ -150,11 +157,13 @@ fn one(fault: Fault, server: &mut Server<'_>, proxy: &Proxy, rng: &mut Rng) -> R
         }
         Fault::Reset => proxy.reset(),
         Fault::Cut(bytes) => proxy.cut_after(bytes),
+        Fault::Flip(bytes) => proxy.flip_after(bytes),
         Fault::LoseClient => proxy.lose_clients(),
         Fault::LoseServer => proxy.lose_servers(),
         Fault::EndUpstream => proxy.end_upstream(),
     }
-    if !matches!(fault, Fault::Stall(_) | Fault::Freeze(_)) {
+    // A flipped bit in a payload only costs a RETRY, or the connection if it was in an answer.
+    if !matches!(fault, Fault::Stall(_) | Fault::Freeze(_) | Fault::Flip(_)) {
         let again = || Ok(proxy.accepted() > connections);
         wait::until("a new connection", RECOVERY, again)?;
     }

@@ -1,5 +1,5 @@
 //! Peers that mean harm. While a good client works on its device, others say to the server what no client may say
-//! (`hostile_frames.rs`, `hostile_session.rs`) or behave as no client may (`hostile_peers.rs`): the server stays up, its memory
+//! (`hostile_frames.rs`, `hostile_session.rs`, `hostile_replay.rs`) or behave as no client may (`hostile_peers.rs`): the server stays up, its memory
 //! stays bounded, the good client notices nothing. Then the other direction: servers that mean harm (`hostile_server.rs`).
 
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Result};
 
-use super::{hostile_frames, hostile_peers, hostile_server, hostile_session};
+use super::{hostile_frames, hostile_peers, hostile_replay, hostile_server, hostile_session};
 use crate::lab::device::Device;
 use crate::lab::kmsg::KernelLog;
 use crate::lab::server::{resident, Server};
@@ -19,7 +19,7 @@ use crate::stress::{write_passes, Fio};
 
 const SIZE: u64 = 64 << 20;
 /// Resident memory of the server beyond which it is not bounded: all sessions and guests with full buffers are less.
-const MEMORY: u64 = 768 << 20;
+const MEMORY: u64 = 1 << 30;
 /// Bytes of the export that hostile clients write to.
 pub const SCRATCH: u64 = 16 << 20;
 
@@ -38,13 +38,11 @@ pub type Case = (&'static str, fn(&mut Target) -> Result<()>);
 
 /// Runs the campaign.
 pub fn run(lab: &Lab, report: &mut Report) -> Result<()> {
-    if lab.plan.wants("client") || lab.plan.wants("good") {
-        against_server(lab, report)?;
-    } else if lab
+    if !lab
         .plan
         .only
         .as_deref()
-        .is_some_and(|only| !only.contains("server:"))
+        .is_some_and(|only| only.contains("server:"))
     {
         against_server(lab, report)?;
     }
@@ -92,6 +90,7 @@ fn against_server(lab: &Lab, report: &mut Report) -> Result<()> {
         let cases = hostile_frames::CASES
             .iter()
             .chain(hostile_session::CASES)
+            .chain(hostile_replay::CASES)
             .chain(hostile_peers::CASES);
         for (at, (name, case)) in cases.enumerate() {
             if !lab.plan.wants(name) {

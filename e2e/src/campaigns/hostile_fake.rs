@@ -148,7 +148,7 @@ pub fn opened(size: u64, block: u32) -> Vec<u8> {
 /// The options of a LIST with one export.
 pub fn listed() -> Vec<u8> {
     let mut options = Vec::new();
-    let name = ExportName::new("disk").unwrap_or_else(|| unreachable!("a good name"));
+    let name = ExportName::new("disk").expect("it is a good name");
     put(
         &mut options,
         &Listed {

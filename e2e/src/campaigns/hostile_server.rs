@@ -12,6 +12,7 @@ use anyhow::{bail, ensure, Context as _, Result};
 use dst_proto::{Header, Hello, Kind, Refusal, Role, Status, HEADER_LEN, HELLO_LEN};
 
 use super::hostile_fake::{self as fake, Evil};
+use crate::command::Running;
 use crate::direct::{self, Pending};
 use crate::lab::device::Device;
 use crate::lab::{sweep, Lab};
@@ -283,95 +284,110 @@ const MANNERS: &[(&str, Manner, &[i32])] = &[
     (
         "a gigantic export",
         |mut stream, _| answer_with(&mut stream, |_| fake::opened(u64::MAX - 511, 512)),
-        &[1, 3, 12, 14, 15],
+        &[1, 3, 12, 14, 15, 16],
     ),
     (
         "an export of no bytes",
         |mut stream, _| answer_with(&mut stream, |_| fake::opened(0, 512)),
-        &[1, 3, 12, 14, 15],
+        &[1, 3, 12, 14, 15, 16],
     ),
     (
         "an export with blocks of 3 bytes",
         |mut stream, _| answer_with(&mut stream, |_| fake::opened(1 << 20, 3)),
-        &[1, 3, 12, 14, 15],
+        &[1, 3, 12, 14, 15, 16],
     ),
     (
         "an export with blocks of 1 GiB",
         |mut stream, _| answer_with(&mut stream, |_| fake::opened(1 << 30, 1 << 30)),
-        &[1, 3, 12, 14, 15],
+        &[1, 3, 12, 14, 15, 16],
     ),
 ];
 
 /// Runs the cases.
 pub fn run(lab: &Lab, report: &mut Report) {
+    // Side by side, since most of the time is waiting.
+    let mut started = Vec::new();
     for (at, (name, manner, codes)) in MANNERS.iter().enumerate() {
         let name = format!("server: {name}");
         if lab.plan.wants(&name) {
             let seed = lab.rng(500 + at as u64).next_u64();
-            report.case(&name, |_| commands_end(lab, *manner, seed, codes));
-            report.count("hostile-servers", 1);
+            started.push((name, codes, Commands::start(lab, *manner, seed)));
         }
     }
+    for (name, codes, commands) in started {
+        report.case(&name, |_| commands?.end(codes));
+        report.count("hostile-servers", 1);
+    }
+    report.case("server: nothing is left of any", |_| {
+        let nothing = || Ok(sweep::find(lab.root()).describe().is_empty());
+        crate::wait::until("nothing to be left", BOUND, nothing)
+    });
     let turns = "server: turns hostile under a live device";
     if lab.plan.wants(turns) {
         report.case(turns, |_| turning(lab));
     }
 }
 
-fn commands_end(lab: &Lab, manner: Manner, seed: u64, codes: &[i32]) -> Result<()> {
-    let listener = Listener::start(manner, seed)?;
-    let url = format!("dst://{}/disk", listener.addr);
-    let name = lab.unique("d");
-    // Side by side: most of the time is waiting.
-    let attach = crate::command::Running::start(&mut lab.dst([
-        "attach",
-        &url,
-        "--name",
-        &name,
-        "--connect-timeout",
-        "3s",
-    ]))?;
-    let list = crate::command::Running::start(&mut lab.dst(["list", &url]))?;
-    let list = list.finish(BOUND);
-    let attach = attach.finish(BOUND).context("attach")?;
-    let list = list.context("list")?;
-    for output in [&attach, &list] {
-        ensure!(
-            output.code.is_some_and(|code| code != 0),
-            "`{}` ended with {}",
-            output.line,
-            output.ending()
-        );
-        ensure!(
-            !output.stderr.contains("panicked"),
-            "`{}` panicked: {}",
-            output.line,
-            output.said()
-        );
-        ensure!(
-            !output.stderr.trim().is_empty(),
-            "`{}` fails without a word",
-            output.line
-        );
+/// The commands that talk to one such server.
+struct Commands {
+    _listener: Listener,
+    attach: Running,
+    list: Running,
+}
+
+impl Commands {
+    fn start(lab: &Lab, manner: Manner, seed: u64) -> Result<Commands> {
+        let listener = Listener::start(manner, seed)?;
+        let url = format!("dst://{}/disk", listener.addr);
+        let name = lab.unique("d");
+        let attach = ["attach", &url, "--name", &name, "--connect-timeout", "3s"];
+        Ok(Commands {
+            attach: Running::start(&mut lab.dst(attach))?,
+            list: Running::start(&mut lab.dst(["list", &url]))?,
+            _listener: listener,
+        })
     }
-    let code = attach.code.unwrap_or_default();
-    ensure!(
-        codes.contains(&code),
-        "attach ended with {}, not one of {codes:?}: {}",
-        attach.ending(),
-        attach.said()
-    );
-    drop(listener);
-    crate::wait::until("nothing to be left", BOUND, || {
-        Ok(sweep::find(lab.root()).describe().is_empty())
-    })
+
+    fn end(self, codes: &[i32]) -> Result<()> {
+        let list = self.list.finish(BOUND);
+        let attach = self.attach.finish(BOUND).context("attach")?;
+        let list = list.context("list")?;
+        for output in [&attach, &list] {
+            let (line, ending, said) = (&output.line, output.ending(), output.said());
+            ensure!(
+                output.code.is_some_and(|code| code != 0),
+                "`{line}` ended with {ending}"
+            );
+            ensure!(
+                !output.stderr.contains("panicked"),
+                "`{line}` panicked: {said}"
+            );
+            ensure!(
+                !output.stderr.trim().is_empty(),
+                "`{line}` fails without a word"
+            );
+            ensure!(
+                output.took < BOUND,
+                "`{line}` took {:.1} s",
+                output.took.as_secs_f64()
+            );
+        }
+        let code = attach.code.unwrap_or_default();
+        ensure!(
+            codes.contains(&code),
+            "attach ended with {}, not one of {codes:?}: {}",
+            attach.ending(),
+            attach.said()
+        );
+        Ok(())
+    }
 }
 
 /// The evils of the live case, and what may come of a read then: always EIO at the deadline or before, never other data.
 fn turning(lab: &Lab) -> Result<()> {
     let evil = Arc::new(AtomicU8::new(Evil::None as u8));
     let server = fake::Server::start(evil.clone())?;
-    let device = Device::attach(lab, &server.url(), &["--deadline", "2s"])?;
+    let device = Device::attach(lab, &server.url(), &["--deadline", "1s"])?;
     let file = direct::open(device.block(), true)?;
     for at in Evil::ALL {
         evil.store(Evil::None as u8, Ordering::Relaxed);

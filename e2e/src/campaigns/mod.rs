@@ -10,6 +10,7 @@ mod hostile;
 mod hostile_fake;
 mod hostile_frames;
 mod hostile_peers;
+mod hostile_replay;
 mod hostile_server;
 mod hostile_session;
 mod lifecycle;
@@ -105,6 +106,10 @@ pub fn run(campaign: &Campaign, plan: &Plan) -> Result<Outcome> {
     });
     if let Err(error) = result {
         report.note(campaign.name, Err(error), start.elapsed());
+    }
+    if report.is_empty() && !interrupt::asked() {
+        let nothing = Err(anyhow!("no case has been run: does --only name one?"));
+        report.note(campaign.name, nothing, start.elapsed());
     }
     if report.has_failures() {
         lab.save_logs();

@@ -4,7 +4,7 @@
 //! help. With `--retain off` a loss must be an error, for ever.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{bail, Context as _, Result};
@@ -32,8 +32,34 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// Runs the campaign.
 pub fn run(lab: &Lab, report: &mut Report) -> Result<()> {
-    if lab.plan.wants("retained") {
-        retained(lab, report)?;
+    let cuts = lab.plan.pick(100, 10);
+    let runs: [(&str, u64, &[&str], u64); 3] = [
+        ("power cuts", cuts, &[], 0),
+        // Where retention is full again and again, and several connections lose their session at once.
+        (
+            "power cuts, little retention",
+            cuts.div_ceil(4),
+            &["--retain", "1M", "--connections", "3"],
+            0,
+        ),
+        // The server lives on; a sync fails and takes with it what was not flushed.
+        ("syncs that fail", cuts.div_ceil(4), &[], 9),
+    ];
+    for (part, (name, rounds, options, fail_sync)) in runs.into_iter().enumerate() {
+        if lab.plan.wants(name) {
+            say(&format!("{name}: {rounds} rounds"));
+            retained(
+                lab,
+                report,
+                &Run {
+                    name,
+                    rounds,
+                    options,
+                    fail_sync,
+                    part: part as u64,
+                },
+            )?;
+        }
     }
     if lab.plan.wants("retention off") {
         report.case("retention off: what was flushed survives", |_| {
@@ -47,18 +73,32 @@ pub fn run(lab: &Lab, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn spec(image: &Path, rng: &mut Rng) -> String {
-    let (seed, early) = (rng.next_u64() >> 1, [0, 30, 70][rng.below(0..3) as usize]);
-    format!("disk=lossy:{}?seed={seed}&early={early}", image.display())
+/// One run with writers.
+struct Run {
+    name: &'static str,
+    rounds: u64,
+    options: &'static [&'static str],
+    /// Every so-manieth sync fails; then nothing is killed. 0: none.
+    fail_sync: u64,
+    /// Makes its random numbers others than those of the other runs.
+    part: u64,
 }
 
-fn retained(lab: &Lab, report: &mut Report) -> Result<()> {
-    let image = lab.image("cut.img", SIZE)?;
-    let mut rng = lab.rng(1);
-    let mut export = spec(&image, &mut rng);
+fn spec(image: &Path, rng: &mut Rng, fail_sync: u64) -> String {
+    let (seed, early) = (rng.next_u64() >> 1, [0, 30, 70][rng.below(0..3) as usize]);
+    format!(
+        "disk=lossy:{}?seed={seed}&early={early}&fail_sync={fail_sync}",
+        image.display()
+    )
+}
+
+fn retained(lab: &Lab, report: &mut Report, run: &Run) -> Result<()> {
+    let image = lab.image(&format!("cut{}.img", run.part), SIZE)?;
+    let mut rng = lab.rng(1 + run.part * 1000);
+    let export = spec(&image, &mut rng, run.fail_sync);
     let mut server = Server::tcp(lab)?.with([export.clone()]);
     server.start()?;
-    let device = Device::attach(lab, &server.url("disk"), &[])?;
+    let device = Device::attach(lab, &server.url("disk"), run.options)?;
     Kind::Ext4.make(device.block())?;
     let mount = Mount::new(lab, Kind::Ext4, device.block(), "")?;
     let mut log = KernelLog::from_now();
@@ -66,34 +106,42 @@ fn retained(lab: &Lab, report: &mut Report) -> Result<()> {
     let writers = (0..WRITERS).map(|n| Writer::new(&mount.point().join(format!("w{n}")), FILES));
     let writers = writers.collect::<Result<Vec<_>>>()?;
     let stop = AtomicBool::new(false);
-    let rounds = lab.plan.pick(100, 10);
+    let mut cutter = Cutter {
+        lab,
+        server: &mut server,
+        export,
+        image: &image,
+        writers: &writers,
+        rng,
+    };
     let cut = std::thread::scope(|scope| {
         let threads: Vec<_> = writers
             .iter()
             .enumerate()
             .map(|(n, writer)| {
-                let (mut rng, stop) = (lab.rng(100 + n as u64), &stop);
+                let (mut rng, stop) = (lab.rng(100 + n as u64 + run.part * 1000), &stop);
                 scope.spawn(move || writer.work(&mut rng, stop))
             })
             .collect();
         let mut result = Ok(());
-        for round in 1..=rounds {
+        for round in 1..=run.rounds {
             let check = round % lab.plan.pick(5, 3) == 0;
-            result = one_cut(
-                lab,
-                report,
-                &mut server,
-                &mut export,
-                &image,
-                &writers,
-                &mut rng,
-                check,
-            )
-            .with_context(|| format!("round {round} of {rounds}"));
+            result = match run.fail_sync {
+                0 => cutter.cut(report, check),
+                _ => cutter.go_on(run.fail_sync * 2),
+            }
+            .with_context(|| format!("round {round} of {}", run.rounds));
             if result.is_err() {
                 break;
             }
-            report.count("power-cuts", 1);
+            report.count(
+                if run.fail_sync == 0 {
+                    "power-cuts"
+                } else {
+                    "sync-failures"
+                },
+                1,
+            );
         }
         stop.store(true, Ordering::Relaxed);
         if result.is_err() {
@@ -104,45 +152,49 @@ fn retained(lab: &Lab, report: &mut Report) -> Result<()> {
             let wrote = thread
                 .join()
                 .unwrap_or_else(|_| bail!("the thread panicked"));
-            report.note("a writer met no error", wrote, Duration::ZERO);
+            report.note(
+                &format!("{}: a writer met no error", run.name),
+                wrote,
+                Duration::ZERO,
+            );
         }
         result
     });
-    let whole = report.case("writing went on after every power cut", |_| cut);
-    report.count(
-        "fsyncs",
+    let name = |what: &str| format!("{}: {what}", run.name);
+    let whole = report.case(&name("writing went on after each"), |_| cut);
+    let sum = |count: fn(&Writer) -> &AtomicU64| {
         writers
             .iter()
-            .map(|w| w.fsyncs.load(Ordering::Relaxed))
-            .sum(),
-    );
-    report.count(
-        "writes",
-        writers
-            .iter()
-            .map(|w| w.writes.load(Ordering::Relaxed))
-            .sum(),
-    );
+            .map(|w| count(w).load(Ordering::Relaxed))
+            .sum()
+    };
+    report.count("fsyncs", sum(|w| &w.fsyncs));
+    report.count("writes", sum(|w| &w.writes));
     if !whole {
         return Ok(());
     }
-    report.case("the device has not failed and has replayed", |report| {
-        device.check_not_failed()?;
-        let replayed = device.number("replayed")?;
-        report.count("replayed", replayed);
-        if replayed == 0 {
-            bail!("nothing was ever replayed: these were no power cuts");
-        }
-        Ok(())
-    });
-    let name = device.block_name();
-    report.case("unmounted and detached in good order", |_| {
+    report.case(
+        &name("the device has not failed and has replayed"),
+        |report| {
+            device.check_not_failed()?;
+            let (replayed, fresh) = (device.number("replayed")?, device.number("fresh_sessions")?);
+            report.count("replayed", replayed);
+            if replayed == 0 || fresh == 0 {
+                bail!("{replayed} replayed in {fresh} new sessions: nothing was ever lost");
+            }
+            Ok(())
+        },
+    );
+    let block = device.block_name();
+    report.case(&name("unmounted and detached in good order"), |_| {
         mount.unmount()?;
         device.detach()
     });
-    report.case("no error in the kernel's log", |_| log.check(&[name]));
+    report.case(&name("no error in the kernel's log"), |_| {
+        log.check(&[block])
+    });
     report.case(
-        "a fresh attach shows everything that was written",
+        &name("a fresh attach shows everything that was written"),
         |report| {
             fsys::drop_caches()?;
             let device = Device::attach(lab, &server.url("disk"), &[])?;
@@ -159,39 +211,50 @@ fn retained(lab: &Lab, report: &mut Report) -> Result<()> {
     server.stop()
 }
 
-/// Cuts the power, looks at the image if told to, and waits until the writers go on.
-#[allow(clippy::too_many_arguments)]
-fn one_cut(
-    lab: &Lab,
-    report: &mut Report,
-    server: &mut Server<'_>,
-    export: &mut String,
-    image: &Path,
-    writers: &[Writer],
-    rng: &mut Rng,
-    check: bool,
-) -> Result<()> {
-    wait::let_pass(rng.millis(80..500))?;
-    let known = || -> Vec<Vec<Option<Model>>> { writers.iter().map(|w| w.models(false)).collect() };
-    let before = known();
-    server.kill()?;
-    if check {
-        let checked = check_image(lab, image, &before, writers)?;
-        report.count("images-checked", 1);
-        report.count("durable-sectors", checked);
+/// What cuts the power.
+struct Cutter<'a, 'l> {
+    lab: &'a Lab,
+    server: &'a mut Server<'l>,
+    /// The server's argument.
+    export: String,
+    image: &'a Path,
+    writers: &'a [Writer],
+    rng: Rng,
+}
+
+impl Cutter<'_, '_> {
+    /// Cuts the power, looks at the image if told to, and waits until the writers go on.
+    fn cut(&mut self, report: &mut Report, check: bool) -> Result<()> {
+        wait::let_pass(self.rng.millis(80..500))?;
+        let before: Vec<_> = self.writers.iter().map(|w| w.models(false)).collect();
+        self.server.kill()?;
+        if check {
+            let checked = check_image(self.lab, self.image, &before, self.writers)?;
+            report.count("images-checked", 1);
+            report.count("durable-sectors", checked);
+        }
+        let new = spec(self.image, &mut self.rng, 0);
+        self.server.replace_arg(&self.export, &new);
+        self.export = new;
+        self.server.start()?;
+        self.go_on(4)
     }
-    let new = spec(image, rng);
-    server.replace_arg(export, &new);
-    *export = new;
-    let done = || {
-        writers
-            .iter()
-            .map(|w| w.fsyncs.load(Ordering::Relaxed))
-            .sum::<u64>()
-    };
-    let at_cut = done();
-    server.start()?;
-    wait::until("fsyncs to go on", RECOVERY, || Ok(done() >= at_cut + 4))
+
+    /// Waits until so many more fsyncs are done.
+    fn go_on(&self, fsyncs: u64) -> Result<()> {
+        let done = || {
+            self.writers
+                .iter()
+                .map(|w| w.fsyncs.load(Ordering::Relaxed))
+                .sum::<u64>()
+        };
+        let before = done();
+        wait::until(
+            "fsyncs to go on",
+            RECOVERY,
+            || Ok(done() >= before + fsyncs),
+        )
+    }
 }
 
 /// What is on the disk after the cut, in a copy: the journal is replayed by mounting it, fsck is clean, and every fsynced
@@ -249,7 +312,7 @@ fn unbounded(before: &Option<Model>) -> Option<Model> {
 fn nothing_lost(lab: &Lab) -> Result<()> {
     let image = lab.image("flushed.img", 64 << 20)?;
     let mut rng = lab.rng(2);
-    let export = spec(&image, &mut rng);
+    let export = spec(&image, &mut rng, 0);
     let mut server = Server::tcp(lab)?.with([export]);
     server.start()?;
     let device = Device::attach(lab, &server.url("disk"), &["--retain", "off"])?;
@@ -273,7 +336,7 @@ fn nothing_lost(lab: &Lab) -> Result<()> {
 fn lost(lab: &Lab) -> Result<()> {
     let image = lab.image("lost.img", 64 << 20)?;
     let mut rng = lab.rng(3);
-    let export = spec(&image, &mut rng);
+    let export = spec(&image, &mut rng, 0);
     let mut server = Server::tcp(lab)?.with([export]);
     server.start()?;
     let mut device = Device::attach(lab, &server.url("disk"), &["--retain", "off"])?;

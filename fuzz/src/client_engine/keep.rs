@@ -46,7 +46,10 @@ impl Keep {
             *place = Some(kept);
         } else if ok && request.kind.is_write() && !self.table.is_empty() {
             let fua = request.flags.contains(OpFlags::FUA);
-            assert!(fua || step <= self.durable, "an acknowledged write is not kept");
+            assert!(
+                fua || step <= self.durable,
+                "an acknowledged write is not kept"
+            );
             self.masks.push(kept);
         }
     }
@@ -55,7 +58,10 @@ impl Keep {
     pub fn released(&mut self, index: usize) {
         // An entry that only masks others has no bytes.
         if let Some(kept) = self.table[index].take() {
-            assert!(kept.step < self.durable, "released and not durable: {kept:?}");
+            assert!(
+                kept.step < self.durable,
+                "released and not durable: {kept:?}"
+            );
         }
     }
 
@@ -69,14 +75,22 @@ impl Keep {
         let kept = self.table[index].expect("a replay of what was let go");
         assert_eq!(kept.request.kind, Kind::WRITE);
         assert_eq!(kept.request.offset + from, header.offset);
-        assert!(from + header.length <= kept.request.length, "beyond the kept bytes");
+        assert!(
+            from + header.length <= kept.request.length,
+            "beyond the kept bytes"
+        );
     }
 
     /// REPLAYED goes out: every kept byte was replayed and answered, but where a later FUA covers it.
     pub fn check_replayed<'h>(&self, replays: impl Iterator<Item = &'h Header>) {
         let replays: Vec<&Header> = replays.collect();
         for kept in self.table.iter().flatten() {
-            let Request { kind, offset, length, .. } = kept.request;
+            let Request {
+                kind,
+                offset,
+                length,
+                ..
+            } = kept.request;
             for at in (offset..offset + length).step_by(BLOCK as usize) {
                 let masked = self.masks.iter().any(|mask| {
                     let Request { offset, length, .. } = mask.request;

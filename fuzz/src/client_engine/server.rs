@@ -3,8 +3,8 @@
 use dst_engine::client::{FailReason, Greeting, Names, Phase};
 use dst_proto::{
     Aborted, Changed, ClientName, Credit, DigestChoice, ExportName, ExportState, Extent,
-    ExtentKind, Extents, Geometry, GeometryFlags, Header, Joined, Kind, Limits, OptionWriter,
-    Opened, OpFlags, Outcome, Role, SessionGrant, SlotEntry, SlotState, Status, Times, HEADER_LEN,
+    ExtentKind, Extents, Geometry, GeometryFlags, Header, Joined, Kind, Limits, OpFlags, Opened,
+    OptionWriter, Outcome, Role, SessionGrant, SlotEntry, SlotState, Status, Times, HEADER_LEN,
     HELLO_LEN, NO_SLOT,
 };
 
@@ -110,8 +110,7 @@ impl World {
             26 => self.settle_abort(index, input),
             27 => self.session.handle_alive(index, self.now),
             28 => match input.u8() {
-                // While a session is opened anew there is none to end.
-                0..=2 if self.is_idle() || self.session.phase() != Phase::Opening => {
+                0..=2 => {
                     self.closing = true;
                     self.session.close();
                     self.events();
@@ -134,7 +133,7 @@ impl World {
     pub fn greet(&mut self, index: u16) {
         let conn = self.conns[usize::from(index)].as_mut().expect("there");
         let greeting = Greeting {
-            hello: &conn.rx.hello_bytes().to_vec(),
+            hello: conn.rx.hello_bytes(),
             nonce: [6; 16],
             binding: [0; 32],
         };
@@ -145,15 +144,18 @@ impl World {
         };
         let mut out = [0; 2048];
         let stream = conn.stream;
-        let answer = self
-            .session
-            .handle_hello(&self.retained, index, stream, &greeting, &names, &mut out);
+        let answer =
+            self.session
+                .handle_hello(&self.retained, index, stream, &greeting, &names, &mut out);
         let Ok(len) = answer else {
             return self.lose(index);
         };
         let head = out[HELLO_LEN..].first_chunk().expect("a header");
         let header = Header::decode(head).expect("a good header");
-        assert_eq!(HELLO_LEN + HEADER_LEN + usize::from(header.options_len), len);
+        assert_eq!(
+            HELLO_LEN + HEADER_LEN + usize::from(header.options_len),
+            len
+        );
         let opening = self.session.phase() == Phase::Opening;
         assert_eq!(header.kind, if opening { Kind::OPEN } else { Kind::JOIN });
         trace!("hello {index}: {:?}", header.kind);
@@ -249,8 +251,16 @@ impl World {
                     entries.push(SlotEntry {
                         id: u64::from(how >> 3),
                         slot,
-                        state: if how & 1 == 0 { SlotState::Done } else { SlotState::InProgress },
-                        status: if how & 6 == 6 { input.pick(&STATUSES) } else { Status::OK },
+                        state: if how & 1 == 0 {
+                            SlotState::Done
+                        } else {
+                            SlotState::InProgress
+                        },
+                        status: if how & 6 == 6 {
+                            input.pick(&STATUSES)
+                        } else {
+                            Status::OK
+                        },
                     });
                 }
                 self.joined(index, &entries);
@@ -295,7 +305,11 @@ impl World {
         };
         let out = self.wire.out(index, stream);
         let form = input.u8();
-        let status = if form >= 192 { input.pick(&STATUSES) } else { Status::OK };
+        let status = if form >= 192 {
+            input.pick(&STATUSES)
+        } else {
+            Status::OK
+        };
         if !out.is_empty() {
             let id = out[usize::from(form) % out.len()];
             let part = (form & 64 != 0).then(|| u64::from(input.u8()) * 64);
@@ -387,8 +401,14 @@ impl World {
                 };
                 self.feed(index, &frames::frame(&ping, &[], &[]));
             }
-            2 => self.feed(index, &frames::frame(&Header::new(Kind::DRAINING), &[], &[])),
-            3 => self.feed(index, &frames::frame(&Header::error(Status::PROTOCOL), &[], &[])),
+            2 => self.feed(
+                index,
+                &frames::frame(&Header::new(Kind::DRAINING), &[], &[]),
+            ),
+            3 => self.feed(
+                index,
+                &frames::frame(&Header::error(Status::PROTOCOL), &[], &[]),
+            ),
             4 => {
                 let status = input.pick(&STATUSES);
                 let header = Header::reply(Kind::CLOSE, NO_SLOT, 0, status, Credit::default());
@@ -420,11 +440,19 @@ impl World {
             requests: u16::from(input.u8()),
             bytes: u32::from(input.u16()),
         };
-        let status = if form & 1 == 0 { Status::OK } else { Status(input.u8().into()) };
+        let status = if form & 1 == 0 {
+            Status::OK
+        } else {
+            Status(input.u8().into())
+        };
         let header = Header {
             reply: form & 2 == 0,
             more: form & 4 != 0,
-            payload_len: if form & 8 != 0 { u32::from(input.u16()) } else { 0 },
+            payload_len: if form & 8 != 0 {
+                u32::from(input.u16())
+            } else {
+                0
+            },
             op_flags: OpFlags(if form & 16 != 0 { input.u8() } else { 0 }),
             attempt: form >> 6,
             offset: u64::from(input.u8()) * 64,
@@ -436,7 +464,11 @@ impl World {
                 credit,
             )
         };
-        let len = if form & 32 != 0 { input.below(8) * 8 } else { 0 };
+        let len = if form & 32 != 0 {
+            input.below(8) * 8
+        } else {
+            0
+        };
         let mut options = input.bytes(len).to_vec();
         options.resize(len, 0);
         self.feed(index, &frames::frame(&header, &options, &[]));
@@ -459,7 +491,11 @@ impl World {
             for id in self.wire.open_aborts() {
                 busy = true;
                 let seen = self.wire.sent.contains_key(&id);
-                let outcome = if seen { Outcome::Kept } else { Outcome::NeverExecuted };
+                let outcome = if seen {
+                    Outcome::Kept
+                } else {
+                    Outcome::NeverExecuted
+                };
                 self.abort_reply(index, id, outcome);
             }
             for id in self.wire.out(index, stream) {
@@ -469,7 +505,10 @@ impl World {
             }
             if self.session.phase() == Phase::Closing && self.wire.out(index, stream).is_empty() {
                 let header = Header::reply(Kind::CLOSE, NO_SLOT, 0, Status::OK, Credit::default());
-                if self.is_idle() && !self.transmit(index) && self.conn(index).is_some_and(|conn| conn.live) {
+                if self.is_idle()
+                    && !self.transmit(index)
+                    && self.conn(index).is_some_and(|conn| conn.live)
+                {
                     self.feed(index, &frames::frame(&header, &[], &[]));
                 }
             }
@@ -485,13 +524,16 @@ impl World {
         }
         self.server.credit = Server::new().credit;
         let now = self.server.state();
-        let known = |state: &ExportState| (state.id, state.incarnation) == (now.id, now.incarnation);
+        let known =
+            |state: &ExportState| (state.id, state.incarnation) == (now.id, now.incarnation);
         self.server.knows &= self.session.export().is_some_and(known);
         for _ in 0..200 {
             self.close_wanted();
             for index in 0..CONNECTIONS {
                 self.connect(index);
-                let waits = self.conn(index).is_some_and(|conn| !conn.live && conn.asked.is_none());
+                let waits = self
+                    .conn(index)
+                    .is_some_and(|conn| !conn.live && conn.asked.is_none());
                 if waits {
                     self.feed(index, &frames::hello(Role::Server, 5));
                 }
@@ -502,6 +544,9 @@ impl World {
                 return;
             }
         }
-        panic!("requests that never come to an end: {:?}", self.session.phase());
+        panic!(
+            "requests that never come to an end: {:?}",
+            self.session.phase()
+        );
     }
 }

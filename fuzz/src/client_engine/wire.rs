@@ -61,18 +61,28 @@ impl Wire {
         if self.liar {
             return u64::MAX >> 1;
         }
-        (1..).find(|id| !self.answered.contains(id)).expect("endless") - 1
+        (1..)
+            .find(|id| !self.answered.contains(id))
+            .expect("endless")
+            - 1
     }
 
     fn unanswered(&self) -> impl Iterator<Item = (&u64, &Sent)> {
-        self.sent.iter().filter(|(id, _)| !self.answered.contains(id))
+        self.sent
+            .iter()
+            .filter(|(id, _)| !self.answered.contains(id))
     }
 
     /// Requests that are out on stream `stream` of `index` and have no answer.
     pub fn out(&self, index: u16, stream: u32) -> Vec<u64> {
         let mine = |sent: &Sent| sent.index == index && sent.stream == stream && !sent.again;
-        let open = self.sent.iter().filter(|(id, _)| !self.certain.contains(id));
-        open.filter(|(_, sent)| mine(sent)).map(|(id, _)| *id).collect()
+        let open = self
+            .sent
+            .iter()
+            .filter(|(id, _)| !self.certain.contains(id));
+        open.filter(|(_, sent)| mine(sent))
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// Ids whose ABORT has no answer.
@@ -82,7 +92,10 @@ impl Wire {
     }
 
     pub fn slot_of(&self, id: u64) -> Option<u16> {
-        let found = self.newest_in_slot.iter().find(|(_, newest)| **newest == id);
+        let found = self
+            .newest_in_slot
+            .iter()
+            .find(|(_, newest)| **newest == id);
         found.map(|(slot, _)| *slot)
     }
 
@@ -98,14 +111,29 @@ impl Wire {
         let limits = self.limits.expect("sends within a session");
         let id = header.id;
         assert!(header.slot < limits.slots && limits.slots <= SLOTS && id > 0);
-        assert!(header.acked <= self.floor(), "acknowledges what was not answered");
-        assert!(self.open_aborts().is_empty(), "sends while an ABORT is open");
-        assert!(id <= self.floor() + u64::from(limits.window), "beyond the window");
+        assert!(
+            header.acked <= self.floor(),
+            "acknowledges what was not answered"
+        );
+        assert!(
+            self.open_aborts().is_empty(),
+            "sends while an ABORT is open"
+        );
+        assert!(
+            id <= self.floor() + u64::from(limits.window),
+            "beyond the window"
+        );
         let replay = header.op_flags.contains(OpFlags::REPLAY);
-        assert_eq!(replay, !self.replayed, "replays come first, and only then");
-        if header.slot == limits.slots - 1 {
+        let own_flush = header.slot == limits.slots - 1;
+        if own_flush {
             assert_eq!(header.kind, Kind::FLUSH);
         }
+        // A replay may have to be durable before anything else is served.
+        let early = own_flush && !self.replayed;
+        assert!(
+            early || replay != self.replayed,
+            "replays come first, and only then"
+        );
         if header.after > 0 {
             let barrier = self.sent.get(&(id - u64::from(header.after)));
             let known = barrier.map(|sent| sent.header.op_flags.contains(OpFlags::BARRIER));
@@ -116,11 +144,17 @@ impl Wire {
         });
         if let Some((newest, _)) = barriers.last() {
             let after = id.checked_sub(u64::from(header.after));
-            assert!(after.is_some_and(|after| after >= *newest && after < id), "not marked");
+            assert!(
+                after.is_some_and(|after| after >= *newest && after < id),
+                "not marked"
+            );
         }
         for (other, sent) in self.unanswered() {
             let apart = !overlap(header, &sent.header);
-            assert!(*other == id || apart, "overlapping writes {other} and {id} out at once");
+            assert!(
+                *other == id || apart,
+                "overlapping writes {other} and {id} out at once"
+            );
         }
         if let Some(sent) = self.sent.get_mut(&id) {
             assert!(!self.certain.contains(&id), "sent again after its outcome");
@@ -139,10 +173,21 @@ impl Wire {
             self.sends_new(header, index, stream, step);
         }
         let flush_slot = limits.slots - 1;
-        let counted = self.unanswered().filter(|(_, sent)| sent.header.slot != flush_slot);
-        assert!(counted.count() <= usize::from(self.highest.requests), "more than the credit");
-        let bytes: u64 = self.unanswered().map(|(_, sent)| u64::from(sent.header.payload_len)).sum();
-        assert!(bytes <= u64::from(self.highest.bytes), "more bytes than the credit");
+        let counted = self
+            .unanswered()
+            .filter(|(_, sent)| sent.header.slot != flush_slot);
+        assert!(
+            counted.count() <= usize::from(self.highest.requests),
+            "more than the credit"
+        );
+        let bytes: u64 = self
+            .unanswered()
+            .map(|(_, sent)| u64::from(sent.header.payload_len))
+            .sum();
+        assert!(
+            bytes <= u64::from(self.highest.bytes),
+            "more bytes than the credit"
+        );
     }
 
     fn sends_new(&mut self, header: &Header, index: u16, stream: u32, step: u64) {
@@ -190,7 +235,10 @@ impl Wire {
         abort.answered = true;
         self.answered.insert(id);
         // Of one that was never sent this side does not know what it was.
-        let write = self.sent.get(&id).is_none_or(|sent| sent.header.kind.is_write());
+        let write = self
+            .sent
+            .get(&id)
+            .is_none_or(|sent| sent.header.kind.is_write());
         (write && outcome != Outcome::NeverExecuted).then_some(abort.first)
     }
 
@@ -210,7 +258,7 @@ impl Wire {
             // The last piece counts when its payload is there.
             return None;
         }
-        let out = out && sent.header.kind == header.kind;
+        let out = out && (sent.header.kind, sent.header.slot) == (header.kind, header.slot);
         // A READ that succeeded has its outcome with the last piece.
         let whole = header.kind != Kind::READ || !header.status().is_ok();
         if out && whole && World::is_final(header.status()) {
@@ -236,7 +284,10 @@ impl Wire {
 
     /// A piece of a READ has come with a bad digest: it is read again.
     pub fn bad_piece(&mut self, arriving: &Arriving, stream: u32) {
-        let sent = self.sent.get_mut(&arriving.id).filter(|sent| sent.stream == stream);
+        let sent = self
+            .sent
+            .get_mut(&arriving.id)
+            .filter(|sent| sent.stream == stream);
         if let Some(sent) = sent {
             sent.again = true;
             // Where it is given up instead.
@@ -273,12 +324,21 @@ impl Wire {
         if self.liar {
             return;
         }
-        let id = self.newest_in_slot.get(&slot).expect("completed and never sent");
+        let id = self
+            .newest_in_slot
+            .get(&slot)
+            .expect("completed and never sent");
         let sent = self.sent.get(id).expect("completed and never sent");
-        assert!(sent.statuses.contains(&status), "{status:?} of {id} was never said");
+        assert!(
+            sent.statuses.contains(&status),
+            "{status:?} of {id} was never said"
+        );
         assert_eq!(sent.header.kind, request.kind);
         if request.kind == Kind::READ && result.is_ok() {
-            assert_eq!(sent.received, request.length, "a READ without all its bytes");
+            assert_eq!(
+                sent.received, request.length,
+                "a READ without all its bytes"
+            );
         }
         if !World::is_final(status) {
             return;

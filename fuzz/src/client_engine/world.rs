@@ -108,7 +108,9 @@ impl World {
             server: super::server::Server::new(),
             now: 1,
             closing: false,
-            asked: std::iter::repeat_with(|| None).take(usize::from(USER)).collect(),
+            asked: std::iter::repeat_with(|| None)
+                .take(usize::from(USER))
+                .collect(),
             lazy: form & 16 != 0,
             clock: 1,
             max_payload: 4096,
@@ -145,14 +147,23 @@ impl World {
         let at = u64::from(form) % BLOCKS;
         let blocks = (u64::from(form / 24) % 4 + 1).min(BLOCKS - at);
         let blocks = blocks.min(u64::from(self.max_payload) / BLOCK);
-        let flags = OpFlags::NONE
-            .with(OpFlags::BARRIER, input.one_in(6))
-            .with(OpFlags::FUA, input.one_in(6) && Kind::op_flags(kind).contains(OpFlags::FUA));
+        let flags = OpFlags::NONE.with(OpFlags::BARRIER, input.one_in(6)).with(
+            OpFlags::FUA,
+            input.one_in(6) && Kind::op_flags(kind).contains(OpFlags::FUA),
+        );
         let (offset, length) = match kind {
             Kind::FLUSH => (0, 0),
             _ => (at * BLOCK, blocks * BLOCK),
         };
-        self.submit_as(slot, Request { kind, flags, offset, length });
+        self.submit_as(
+            slot,
+            Request {
+                kind,
+                flags,
+                offset,
+                length,
+            },
+        );
     }
 
     /// Slots that the device may submit in.
@@ -188,14 +199,19 @@ impl World {
             self.tick();
             trace!("  event {event:?}");
             match event {
-                Event::Completed { slot, result, retained } => {
+                Event::Completed {
+                    slot,
+                    result,
+                    retained,
+                } => {
                     let asked = self.asked[usize::from(slot)].take();
                     let asked = asked.expect("completed a request that was not there");
                     assert_eq!(asked.pins, [], "completed while pinned: slot {slot}");
                     assert!(self.slots[usize::from(slot)].is_free());
                     self.wire.completed(slot, &asked.request, &result);
                     let step = self.clock;
-                    self.keep.completed(&asked.request, result.is_ok(), retained, step);
+                    self.keep
+                        .completed(&asked.request, result.is_ok(), retained, step);
                 }
                 Event::Released { index } => self.keep.released(index),
                 Event::Close { index, .. } => {
@@ -222,7 +238,11 @@ impl World {
             assert_eq!(free, asked.is_none(), "slot {slot} and its request");
             if let Some(asked) = asked {
                 let pinned = self.session.is_pinned(&self.slots, slot);
-                assert!(pinned || asked.pins.is_empty(), "slot {slot} has {:?}", asked.pins);
+                assert!(
+                    pinned || asked.pins.is_empty(),
+                    "slot {slot} has {:?}",
+                    asked.pins
+                );
             }
         }
         if let Some(at) = self.session.next_timeout() {
@@ -244,7 +264,9 @@ impl World {
         let conn = self.conns[usize::from(index)].take();
         self.wire.lost(index, conn.map_or(0, |conn| conn.stream));
         for asked in self.asked.iter_mut().flatten() {
-            asked.pins.retain(|pin| *pin != Pin::Send(index) && *pin != Pin::Receive(index));
+            asked
+                .pins
+                .retain(|pin| *pin != Pin::Send(index) && *pin != Pin::Receive(index));
         }
         self.session
             .handle_lost(&mut self.slots, &mut self.retained, index);
@@ -314,10 +336,20 @@ impl World {
             Kind::ABORT => self.wire.aborts(&header, step),
             _ => {
                 assert!(header.kind.has_slot());
+                if header.kind == Kind::FLUSH && !self.wire.replayed {
+                    self.keep.check_replayed(self.wire.replays());
+                }
                 let asked = self.asked.get_mut(usize::from(header.slot));
                 if header.slot < user_slots(self.session.limits().slots) {
-                    let asked = asked.and_then(Option::as_mut).expect("sends what nobody asked");
-                    let Request { kind, flags, offset, length } = asked.request;
+                    let asked = asked
+                        .and_then(Option::as_mut)
+                        .expect("sends what nobody asked");
+                    let Request {
+                        kind,
+                        flags,
+                        offset,
+                        length,
+                    } = asked.request;
                     assert_eq!((header.kind, header.op_flags), (kind, flags));
                     assert_eq!((header.offset, header.length), (offset, length));
                     if kind == Kind::WRITE {

@@ -44,7 +44,11 @@ impl World {
             }
             16..=18 => {
                 let form = input.u8();
-                let status = if form >= 192 { input.pick(&STATUSES) } else { Status::OK };
+                let status = if form >= 192 {
+                    input.pick(&STATUSES)
+                } else {
+                    Status::OK
+                };
                 self.executed(usize::from(form), status);
             }
             19..=21 => {
@@ -121,7 +125,10 @@ impl World {
 
     fn request(&mut self, at: usize, input: &mut Input<'_>) {
         let (slot, id) = self.place(input);
-        let before = self.rules.request(id).filter(|request| request.slot == slot);
+        let before = self
+            .rules
+            .request(id)
+            .filter(|request| request.slot == slot);
         let header = match before.copied() {
             // Mostly the same request again.
             Some(before) if !input.one_in(8) => Header {
@@ -146,7 +153,11 @@ impl World {
             Kind::WRITE,
         ];
         let form = input.u8();
-        let kind = if slot == SLOTS - 1 && form < 250 { Kind::FLUSH } else { kinds[usize::from(form % 8)] };
+        let kind = if slot == SLOTS - 1 && form < 250 {
+            Kind::FLUSH
+        } else {
+            kinds[usize::from(form % 8)]
+        };
         let place = input.u8();
         let blocks = u64::from(place / 32) % 4 + 1;
         let first = u64::from(place) % BLOCKS;
@@ -160,7 +171,10 @@ impl World {
         }
         let flags = OpFlags::NONE
             .with(OpFlags::BARRIER, odd % 8 == 1)
-            .with(OpFlags::FUA, odd % 8 == 2 && Kind::op_flags(kind).contains(OpFlags::FUA))
+            .with(
+                OpFlags::FUA,
+                odd % 8 == 2 && Kind::op_flags(kind).contains(OpFlags::FUA),
+            )
             .with(OpFlags::REPLAY, odd % 16 == 3 && kind.is_write());
         Header {
             slot,
@@ -170,7 +184,11 @@ impl World {
             acked: u64::from(odd == 249) * u64::from(place),
             offset,
             length,
-            payload_len: if kind == Kind::WRITE { length as u32 } else { 0 },
+            payload_len: if kind == Kind::WRITE {
+                length as u32
+            } else {
+                0
+            },
             after: if odd % 8 == 4 { u32::from(odd / 16) } else { 0 },
             ..Header::new(kind)
         }
@@ -178,7 +196,11 @@ impl World {
 
     fn any_frame(&mut self, at: usize, input: &mut Input<'_>) {
         let form = input.u8();
-        let kind = if form & 1 == 0 { input.pick(&Kind::ALL) } else { Kind(input.u8()) };
+        let kind = if form & 1 == 0 {
+            input.pick(&Kind::ALL)
+        } else {
+            Kind(input.u8())
+        };
         let header = Header {
             reply: form & 14 == 2,
             more: form & 14 == 6,
@@ -188,8 +210,16 @@ impl World {
             },
             op_flags: OpFlags(if form & 16 != 0 { input.u8() } else { 0 }),
             attempt: form >> 6,
-            payload_len: if form & 32 != 0 { u32::from(input.u16()) % 9000 } else { 0 },
-            id: if form & 64 != 0 { u64::from(input.u8()) } else { self.rules.next_id + 1 },
+            payload_len: if form & 32 != 0 {
+                u32::from(input.u16()) % 9000
+            } else {
+                0
+            },
+            id: if form & 64 != 0 {
+                u64::from(input.u8())
+            } else {
+                self.rules.next_id + 1
+            },
             acked: u64::from(input.u8() / 16),
             offset: u64::from(input.u8()) * 256,
             length: u64::from(input.u8()) * 256,
@@ -242,12 +272,20 @@ impl World {
     fn joining(&mut self, input: &mut Input<'_>) {
         let form = input.u8();
         let index = u16::from(form) % (LANES + 1);
-        let highest = self.generations.get(usize::from(index)).copied().unwrap_or(0);
+        let highest = self
+            .generations
+            .get(usize::from(index))
+            .copied()
+            .unwrap_or(0);
         let generation = match form >> 6 {
             0..=2 => highest + 1 + u32::from(form & 32),
             _ => u32::from(input.u8() % 8),
         };
-        let acked = if form & 16 != 0 { u64::from(input.u8()) } else { 0 };
+        let acked = if form & 16 != 0 {
+            u64::from(input.u8())
+        } else {
+            0
+        };
         self.join(index, generation, acked);
     }
 }

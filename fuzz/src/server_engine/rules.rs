@@ -107,7 +107,13 @@ impl Rules {
     }
 
     pub fn starts(&mut self, execute: &Execute, running: &[Execute]) {
-        let Execute { id, kind, flags, slot, .. } = *execute;
+        let Execute {
+            id,
+            kind,
+            flags,
+            slot,
+            ..
+        } = *execute;
         let place = (slot, id);
         let copies = self.requests.get(&place).expect("executes what never came");
         let same = |copy: &&Header| {
@@ -119,8 +125,14 @@ impl Rules {
             after => id.saturating_sub(u64::from(after)),
         });
         let mut not_before = after.min().expect("executes what was not asked");
-        assert!(!running.iter().any(|other| (other.slot, other.id) == place), "twice at once");
-        assert!(!self.outcomes.contains_key(&place), "{id} executed after its ABORT was answered");
+        assert!(
+            !running.iter().any(|other| (other.slot, other.id) == place),
+            "twice at once"
+        );
+        assert!(
+            !self.outcomes.contains_key(&place),
+            "{id} executed after its ABORT was answered"
+        );
         let bad = kind == Kind::WRITE && self.bad_payload.contains(&place);
         assert!(!bad, "{id} executed with a bad digest");
 
@@ -157,10 +169,19 @@ impl Rules {
         self.credit(header.credit());
         let copies = self.requests.get(&place).expect("answers what never came");
         let same = |copy: &&Header| (copy.kind, copy.attempt) == (header.kind, header.attempt);
-        assert!(copies.iter().any(|copy| same(&copy)), "answers what was not asked");
-        assert!(!self.outcomes.contains_key(&place), "{place:?} answered after its OUTCOME");
+        assert!(
+            copies.iter().any(|copy| same(&copy)),
+            "answers what was not asked"
+        );
+        assert!(
+            !self.outcomes.contains_key(&place),
+            "{place:?} answered after its OUTCOME"
+        );
         if status == Status::RETRY && !self.ended.contains_key(&place) {
-            assert!(self.bad_payload.contains(&place), "RETRY without a bad digest");
+            assert!(
+                self.bad_payload.contains(&place),
+                "RETRY without a bad digest"
+            );
         } else {
             self.told(place, status);
         }
@@ -174,7 +195,10 @@ impl Rules {
         }
         let before = self.told.insert(place, status);
         let same = before.is_none_or(|before| before == status);
-        assert!(same || self.has_kind(place, is_reread), "told otherwise before");
+        assert!(
+            same || self.has_kind(place, is_reread),
+            "told otherwise before"
+        );
     }
 
     /// An ABORT is answered.
@@ -182,11 +206,17 @@ impl Rules {
         assert!(header.reply && header.status().is_ok());
         let place = (header.slot, header.id);
         let before = self.outcomes.insert(place, outcome);
-        assert!(before.is_none_or(|before| before == outcome), "another outcome");
+        assert!(
+            before.is_none_or(|before| before == outcome),
+            "another outcome"
+        );
         match outcome {
             Outcome::NeverExecuted => {
                 let had = self.started.contains_key(&place);
-                assert!(!had || self.has_kind(place, is_reread), "never executed, but it was");
+                assert!(
+                    !had || self.has_kind(place, is_reread),
+                    "never executed, but it was"
+                );
             }
             Outcome::Kept => assert!(self.ended.contains_key(&place)),
             other => panic!("{other:?} without rollback"),

@@ -27,10 +27,19 @@ pub enum Data {
     #[default]
     None,
     /// The payload of a WRITE; whether all of it is there.
-    Payload { id: u64, whole: bool },
+    Payload {
+        id: u64,
+        whole: bool,
+    },
     /// What a READ has read, and how much of it was sent.
-    Read { id: u64, sent: u64, len: u64 },
-    Extents { id: u64 },
+    Read {
+        id: u64,
+        sent: u64,
+        len: u64,
+    },
+    Extents {
+        id: u64,
+    },
 }
 
 /// Payload that is arriving.
@@ -78,7 +87,11 @@ impl World {
             rollback_limit: 0,
         };
         let digests = DigestChoice {
-            algorithm: if form & 2 == 0 { Algorithm::None } else { Algorithm::Crc32c },
+            algorithm: if form & 2 == 0 {
+                Algorithm::None
+            } else {
+                Algorithm::Crc32c
+            },
             granule: 1024,
         };
         let config = Config {
@@ -120,7 +133,8 @@ impl World {
 
     fn new_conn(&mut self, id: ConnId) {
         let mut rx = Receiver::new(vec![0; 2048], Role::Client);
-        rx.feed(&frames::hello(Role::Client, 1)).expect("a good HELLO");
+        rx.feed(&frames::hello(Role::Client, 1))
+            .expect("a good HELLO");
         rx.accept_payload(MAX_PAYLOAD, self.digests.algorithm, self.digests.granule);
         rx.forget_hello();
         self.conns.push(Conn { id, rx, body: None });
@@ -145,9 +159,10 @@ impl World {
                 Event::Drop { slot } => {
                     let data = std::mem::take(&mut self.data[usize::from(slot)]);
                     assert_ne!(data, Data::None, "nothing to drop for slot {slot}");
-                    let busy = self.running.iter().any(|execute| {
-                        execute.slot == slot && execute.kind == Kind::WRITE
-                    });
+                    let busy = self
+                        .running
+                        .iter()
+                        .any(|execute| execute.slot == slot && execute.kind == Kind::WRITE);
                     assert!(!busy, "drops what the backend writes from");
                 }
                 Event::Replayed | Event::ProbeAnswered | Event::Release => {}
@@ -165,14 +180,24 @@ impl World {
 
     fn check(&self) {
         let session = &self.session;
-        let own = self.running.iter().filter(|execute| execute.slot == NO_SLOT).count();
+        let own = self
+            .running
+            .iter()
+            .filter(|execute| execute.slot == NO_SLOT)
+            .count();
         assert!(own <= 1, "two flushes of its own");
         assert_eq!(usize::from(session.executing()), self.running.len() - own);
         assert_eq!(session.settled(), self.running.is_empty());
         assert_eq!(usize::from(session.connections()), self.conns.len());
         let highest = self.rules.highest();
-        assert!(session.unanswered() <= highest.requests, "more than the credit");
-        assert!(session.unanswered_bytes() <= u64::from(highest.bytes), "more bytes");
+        assert!(
+            session.unanswered() <= highest.requests,
+            "more than the credit"
+        );
+        assert!(
+            session.unanswered_bytes() <= u64::from(highest.bytes),
+            "more bytes"
+        );
         if let Some(at) = session.next_timeout() {
             assert!(at > 0);
         }
@@ -276,14 +301,16 @@ impl World {
         let (id, options) = (conn.id, conn.rx.options().to_vec());
         trace!("in {id:?}: {header:?}");
         self.session.handle_received(id, self.now);
-        let taken =
-            self.session
-                .handle_request(&mut self.slots, id, header, &options, self.now);
+        let taken = self
+            .session
+            .handle_request(&mut self.slots, id, header, &options, self.now);
         let taken = match taken {
             Ok(taken) => taken,
             Err(fault) => {
                 trace!("  fault {fault}");
-                assert!(!fault.text.is_empty() && !fault.status.is_ok() || header.kind == Kind::ERROR);
+                assert!(
+                    !fault.text.is_empty() && !fault.status.is_ok() || header.kind == Kind::ERROR
+                );
                 self.turn();
                 // The stream may be closed already.
                 if let Some(at) = self.conns.iter().position(|conn| conn.id == id) {
@@ -305,7 +332,10 @@ impl World {
                 assert_eq!((slot, header.kind), (header.slot, Kind::WRITE));
                 assert!(self.session.payload_wanted(id));
                 let busy = |execute: &Execute| execute.slot == slot;
-                assert!(!self.running.iter().any(busy), "the backend still has slot {slot}");
+                assert!(
+                    !self.running.iter().any(busy),
+                    "the backend still has slot {slot}"
+                );
                 self.data[usize::from(slot)] = Data::Payload {
                     id: header.id,
                     whole: false,
@@ -342,7 +372,13 @@ impl World {
         trace!("payload {id:?} {body:?} good {good} wanted {wanted}");
         if let (Body::Slot { slot, id: request }, true) = (body, wanted) {
             let data = &mut self.data[usize::from(slot)];
-            assert_eq!(*data, Data::Payload { id: request, whole: false });
+            assert_eq!(
+                *data,
+                Data::Payload {
+                    id: request,
+                    whole: false
+                }
+            );
             *data = Data::Payload {
                 id: request,
                 whole: good,
@@ -365,7 +401,11 @@ impl World {
             self.check_request(&execute);
             let data = &mut self.data[usize::from(slot)];
             if kind == Kind::WRITE {
-                assert_eq!(*data, Data::Payload { id, whole: true }, "not received in full");
+                assert_eq!(
+                    *data,
+                    Data::Payload { id, whole: true },
+                    "not received in full"
+                );
             } else {
                 *data = Data::None;
             }
@@ -379,7 +419,13 @@ impl World {
     }
 
     fn check_request(&self, execute: &Execute) {
-        let Execute { kind, offset, length, flags, .. } = *execute;
+        let Execute {
+            kind,
+            offset,
+            length,
+            flags,
+            ..
+        } = *execute;
         let end = offset.checked_add(length).expect("within the size");
         assert!(end <= self.geometry.size && self.geometry.is_aligned(offset | length));
         assert_eq!(kind == Kind::FLUSH, length == 0);
@@ -393,7 +439,12 @@ impl World {
         for other in &self.running {
             let both = kind.is_write() && other.kind.is_write();
             let apart = end <= other.offset || other.offset + other.length <= offset;
-            assert!(!both || apart, "overlapping writes {} and {}", other.id, execute.id);
+            assert!(
+                !both || apart,
+                "overlapping writes {} and {}",
+                other.id,
+                execute.id
+            );
         }
     }
 
@@ -403,7 +454,14 @@ impl World {
             return;
         }
         let at = at % self.running.len();
-        let Execute { slot, id, kind, flags, length, .. } = self.running.swap_remove(at);
+        let Execute {
+            slot,
+            id,
+            kind,
+            flags,
+            length,
+            ..
+        } = self.running.swap_remove(at);
         let sync = kind == Kind::FLUSH || flags.contains(OpFlags::FUA);
         let status = match status {
             Status::SYNC_FAILED | Status::SESSION_LOST if !sync => Status::IO,
@@ -413,7 +471,13 @@ impl World {
         if slot != NO_SLOT {
             let data = &mut self.data[usize::from(slot)];
             match kind {
-                Kind::READ if status.is_ok() => *data = Data::Read { id, sent: 0, len: length },
+                Kind::READ if status.is_ok() => {
+                    *data = Data::Read {
+                        id,
+                        sent: 0,
+                        len: length,
+                    }
+                }
                 Kind::BLOCK_STATUS if status.is_ok() => *data = Data::Extents { id },
                 Kind::WRITE => *data = Data::None,
                 _ => {}
@@ -432,7 +496,10 @@ impl World {
         let mut out = [0; 2048];
         let said = self.session.has_reply(conn);
         let transmit = self.session.poll_reply(&mut self.slots, conn, &mut out);
-        assert!(said || transmit.is_none(), "something to say that was not announced");
+        assert!(
+            said || transmit.is_none(),
+            "something to say that was not announced"
+        );
         let Some(transmit) = transmit else {
             return false;
         };
@@ -536,7 +603,10 @@ impl World {
             self.executed(0, Status::OK);
         }
         self.settle(Status::SESSION_LOST);
-        assert_eq!((self.session.unanswered(), self.session.unanswered_bytes()), (0, 0));
+        assert_eq!(
+            (self.session.unanswered(), self.session.unanswered_bytes()),
+            (0, 0)
+        );
         assert!(self.over, "the end is never told");
         for (slot, data) in self.data.iter().enumerate() {
             assert_eq!(*data, Data::None, "slot {slot} keeps memory");

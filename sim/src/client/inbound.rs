@@ -57,7 +57,11 @@ impl Agent {
                 },
             };
             if let Err(fault) = result {
-                trace!(ctx, "client {} drops connection {index}: {fault}", self.birth.number);
+                trace!(
+                    ctx,
+                    "client {} drops connection {index}: {fault}",
+                    self.birth.number
+                );
                 self.drop_link(ctx, index);
                 return;
             }
@@ -100,7 +104,11 @@ impl Agent {
             self.forget_retained();
         }
         self.note_outcome(ctx, index, header);
-        if header.kind == Kind::CLOSE && header.reply && header.status().is_ok() && self.birth.writable {
+        if header.kind == Kind::CLOSE
+            && header.reply
+            && header.status().is_ok()
+            && self.birth.writable
+        {
             // The server has flushed, and this client has handed in nothing since.
             ctx.model.ack_flush(self.close_asked);
         }
@@ -149,13 +157,22 @@ impl Agent {
             return;
         };
         let place = (header.slot, header.id);
-        let Some(at) = self.aborted.iter().position(|(slot, id, _)| (*slot, *id) == place) else {
+        let Some(at) = self
+            .aborted
+            .iter()
+            .position(|(slot, id, _)| (*slot, *id) == place)
+        else {
             return;
         };
         let (_, _, request) = self.aborted.swap_remove(at);
         ctx.stats.aborts += 1;
         let (kind, _, range) = self.range_of(ctx, request);
-        trace!(ctx, "client {}: #{request} is settled: {}", self.birth.number, aborted.outcome.name());
+        trace!(
+            ctx,
+            "client {}: #{request} is settled: {}",
+            self.birth.number,
+            aborted.outcome.name()
+        );
         if kind.is_write() && aborted.outcome == Outcome::NeverExecuted {
             ctx.model.never_executed(request, range);
         }
@@ -198,7 +215,11 @@ impl Agent {
         let digests = link.rx.digests();
         let good = digest::verify(algorithm, granule, base + u64::from(at), payload, digests);
         if !good {
-            trace!(ctx, "client {}: bad digest in slot {slot}", self.birth.number);
+            trace!(
+                ctx,
+                "client {}: bad digest in slot {slot}",
+                self.birth.number
+            );
         }
         let number = link.number.unwrap_or(0);
         self.session
@@ -210,7 +231,9 @@ impl Agent {
         let options = self.links[usize::from(index)].rx.options();
         match dst_proto::BlockStatus::decode(options) {
             Ok(status) => {
-                let extents = status.extents.map(|e| (e.length, e.kind != ExtentKind::Data));
+                let extents = status
+                    .extents
+                    .map(|e| (e.length, e.kind != ExtentKind::Data));
                 self.memory[usize::from(slot)].extents = extents.collect();
             }
             Err(error) => ctx.fail(format!("extents that can't be read: {error}")),

@@ -3,12 +3,12 @@
 use dst_engine::client::{seal, Payload, Source, Transmit};
 use dst_proto::{digest, Header, Kind, OpFlags, HEADER_LEN};
 
-use super::{Agent, Place};
+use super::{Agent, Place, Sent};
 use crate::ctx::Ctx;
 use crate::network::{Side, StreamId};
 use crate::outbox::Next;
 use crate::plant::Plant;
-use crate::queue::{MICRO, SECOND};
+use crate::queue::{MICRO, MILLI, SECOND};
 use crate::trace;
 use crate::wirebook::Owner;
 
@@ -45,12 +45,9 @@ impl Agent {
         let mut out = std::mem::take(&mut ctx.scratch);
         out.resize(HEAD_ROOM, 0);
         while self.links[usize::from(index)].out.queued() < ctx.scenario.queue_limit {
-            let transmit = self.session.poll_transmit(
-                &mut self.slots,
-                &mut self.retained,
-                index,
-                &mut out,
-            );
+            let transmit =
+                self.session
+                    .poll_transmit(&mut self.slots, &mut self.retained, index, &mut out);
             match transmit {
                 None => break,
                 Some(Transmit::Bytes(len)) => self.queue_frame(ctx, index, &mut out[..len]),
@@ -70,12 +67,14 @@ impl Agent {
             return ctx.fail("the client engine sends a frame that can't be decoded".into());
         };
         if header.kind.has_slot() {
+            self.links[usize::from(index)].sent_kind = Sent::Request;
             self.note_request(ctx, index, &header);
             if ctx.planted(Plant::BarrierIgnored) {
                 strip_barrier(&mut header);
                 seal(&header, frame);
             }
         } else if header.kind == Kind::ABORT {
+            self.links[usize::from(index)].sent_kind = Sent::Abort;
             self.note_abort(ctx, &header);
         }
         trace!(
@@ -122,7 +121,9 @@ impl Agent {
             Place::Kept(at) => self.kept[at].bytes.get(from..from + len),
         };
         let Some(bytes) = bytes else {
-            return ctx.fail(format!("the client engine sends {len} bytes of {place:?} that are not there"));
+            return ctx.fail(format!(
+                "the client engine sends {len} bytes of {place:?} that are not there"
+            ));
         };
         let area = &mut out[HEADER_LEN..HEADER_LEN + header.digest_len as usize];
         if !digest::write(algorithm, granule, offset, bytes, area) {
@@ -136,9 +137,14 @@ impl Agent {
             header.slot,
             header.id,
             header.op_flags.0,
-            if matches!(place, Place::Kept(_)) { " (replay)" } else { "" },
+            if matches!(place, Place::Kept(_)) {
+                " (replay)"
+            } else {
+                ""
+            },
         );
         let link = &mut self.links[usize::from(index)];
+        link.sent_kind = Sent::Request;
         link.out.push(&out[..head]);
         link.out.push_payload(place, from, len);
         if ctx.planted(Plant::MemoryFreedEarly) {
@@ -177,29 +183,62 @@ impl Agent {
             self.last_out[slot] = (header.id, None);
         }
         let number = self.session.number();
-        let known = ctx
-            .wire
-            .sent(number, header.id, owner, header.kind, header.op_flags, &ctx.book);
+        let known = ctx.wire.sent(
+            number,
+            header.id,
+            owner,
+            header.kind,
+            header.op_flags,
+            &ctx.book,
+        );
         ctx.check(known);
         ctx.trace.mix(header.id << 16 | u64::from(index));
     }
 
     fn note_abort(&mut self, ctx: &mut Ctx, header: &Header) {
         let (id, request) = self.last_out[usize::from(header.slot)];
-        let known = self.aborted.iter().any(|(slot, aborted, _)| {
-            (*slot, *aborted) == (header.slot, header.id)
-        });
+        let known = self
+            .aborted
+            .iter()
+            .any(|(slot, aborted, _)| (*slot, *aborted) == (header.slot, header.id));
         if let (true, false, Some(request)) = (id == header.id, known, request) {
             trace!(ctx, "client {} aborts #{request}", self.birth.number);
             self.aborted.push((header.slot, header.id, request));
         }
     }
 
+    /// Everything queued is on its way: now the stream may break under it.
+    fn cut_after(&mut self, ctx: &mut Ctx, index: u16, stream: StreamId) {
+        let link = &mut self.links[usize::from(index)];
+        let sent = std::mem::take(&mut link.sent_kind);
+        let count = match sent {
+            Sent::Request if index == 0 => &mut ctx.flaps,
+            Sent::Abort => &mut ctx.abort_cuts,
+            _ => return,
+        };
+        if *count == 0 || !ctx.rng.chance(60) {
+            return;
+        }
+        *count -= 1;
+        let late = match ctx.rng.chance(50) {
+            true => 0,
+            false => ctx.rng.spread(MICRO, 100 * MILLI),
+        };
+        let mut notice = [0; 2].map(|_| Some(ctx.rng.spread(MICRO, 20 * MILLI)));
+        if sent == Sent::Abort {
+            // The server acts on it, and the answer is what gets lost.
+            let arrival = ctx.net.last_arrival(stream, Side::Client) + late;
+            let way = arrival.saturating_sub(ctx.queue.now());
+            notice[0] = notice[0].map(|after| after + way);
+        }
+        ctx.net.cut(&mut ctx.queue, stream, notice, late);
+    }
+
     /// Gives queued bytes to the stream. Tells whether all are gone.
     fn push(&mut self, ctx: &mut Ctx, index: u16, stream: StreamId) -> bool {
         loop {
             let link = &mut self.links[usize::from(index)];
-            let (wanted, taken) = match link.out.next() {
+            let (wanted, taken) = match link.out.first() {
                 None if link.doomed && link.greeted => {
                     // OPEN or JOIN arrives late, perhaps after a newer one.
                     link.doomed = false;
@@ -208,10 +247,14 @@ impl Agent {
                     ctx.net.cut(&mut ctx.queue, stream, notice, late);
                     return true;
                 }
-                None => return true,
-                Some(Next::Bytes(bytes)) => {
-                    (bytes.len(), ctx.net.write(&mut ctx.queue, stream, Side::Client, bytes))
+                None => {
+                    self.cut_after(ctx, index, stream);
+                    return true;
                 }
+                Some(Next::Bytes(bytes)) => (
+                    bytes.len(),
+                    ctx.net.write(&mut ctx.queue, stream, Side::Client, bytes),
+                ),
                 Some(Next::Payload(place, from, len)) => {
                     let memory = match place {
                         Place::Slot(at) => &self.memory[usize::from(at)].bytes,
@@ -221,10 +264,17 @@ impl Agent {
                         ctx.fail(format!("{place:?} is gone while it is being sent"));
                         return false;
                     };
-                    (len, ctx.net.write(&mut ctx.queue, stream, Side::Client, bytes))
+                    (
+                        len,
+                        ctx.net.write(&mut ctx.queue, stream, Side::Client, bytes),
+                    )
                 }
             };
-            let done = if taken > 0 { link.out.sent(taken) } else { None };
+            let done = if taken > 0 {
+                link.out.sent(taken)
+            } else {
+                None
+            };
             if let Some(Place::Slot(at)) = done {
                 let number = link.number.unwrap_or(0);
                 self.session

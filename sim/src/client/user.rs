@@ -103,7 +103,11 @@ impl Agent {
         let id = ctx.book.next_id();
         let life = self.birth.life;
         // Values of writes begin at 1 and are unique; 0 is zeroes.
-        let value = if kind == Kind::WRITE { u64::from(id) + 1 } else { 0 };
+        let value = if kind == Kind::WRITE {
+            u64::from(id) + 1
+        } else {
+            0
+        };
         let memory = &mut self.memory[usize::from(at)];
         memory.request = Some(id);
         memory.shift = 0;
@@ -183,7 +187,8 @@ impl Agent {
                 Err(failure) => format!("{failure:?}"),
             }
         );
-        ctx.trace.mix(u64::from(id) << 1 | u64::from(result.is_ok()));
+        ctx.trace
+            .mix(u64::from(id) << 1 | u64::from(result.is_ok()));
         match result {
             Ok(()) => ctx.stats.succeeded += 1,
             Err(Failure::Deadline) => {
@@ -221,10 +226,14 @@ impl Agent {
     fn check_memory(&mut self, ctx: &mut Ctx, slot: u16, id: RequestId) {
         for (index, link) in self.links.iter().enumerate() {
             if link.out.refers_to(Place::Slot(slot)) {
-                ctx.fail(format!("#{id} completes while connection {index} still sends its memory"));
+                ctx.fail(format!(
+                    "#{id} completes while connection {index} still sends its memory"
+                ));
             }
             if matches!(link.taking, Some(Taking::Into { slot: into, .. }) if into == slot) {
-                ctx.fail(format!("#{id} completes while connection {index} still receives into its memory"));
+                ctx.fail(format!(
+                    "#{id} completes while connection {index} still receives into its memory"
+                ));
             }
         }
     }
@@ -264,7 +273,9 @@ impl Agent {
             let memory = &mut self.memory[at];
             let kept = &mut self.kept[index];
             if kept.live {
-                ctx.fail(format!("#{id} is to be retained at {index}, which is in use"));
+                ctx.fail(format!(
+                    "#{id} is to be retained at {index}, which is in use"
+                ));
             }
             std::mem::swap(&mut kept.bytes, &mut memory.bytes);
             kept.shift = memory.shift;
@@ -287,7 +298,9 @@ impl Agent {
         let bytes: u64 = extents.iter().map(|extent| extent.0).sum();
         if extents.is_empty() || bytes > (range.count * SECTOR) as u64 {
             ctx.model.fail_read(id);
-            return Err(crate::Violation::new(format!("#{id}: extents of {bytes} bytes")));
+            return Err(crate::Violation::new(format!(
+                "#{id}: extents of {bytes} bytes"
+            )));
         }
         let mut index = 0;
         let mut result = Ok(());

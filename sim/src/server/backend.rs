@@ -78,7 +78,9 @@ impl Server {
                 len: len as u32,
             },
             Kind::WRITE => match std::mem::take(&mut member.data[usize::from(slot)]) {
-                Data::Payload(data) if data.len() as u64 == len => DiskOp::Write { offset, data, fua },
+                Data::Payload(data) if data.len() as u64 == len => {
+                    DiskOp::Write { offset, data, fua }
+                }
                 _ => return ctx.fail(format!("id {} executes without its payload", execute.id)),
             },
             Kind::FLUSH => DiskOp::Flush,
@@ -136,7 +138,11 @@ impl Server {
             DiskResult::Io => ctx.book.excuses.io_errors += 1,
             DiskResult::SyncFailed => {}
         }
-        if let Some(at) = self.syncs.iter().position(|(token, _)| *token == done.token) {
+        if let Some(at) = self
+            .syncs
+            .iter()
+            .position(|(token, _)| *token == done.token)
+        {
             let (_, id) = self.syncs.swap_remove(at);
             self.sync_done(ctx, id, done.result);
         } else {
@@ -195,12 +201,21 @@ impl Server {
     }
 
     /// A sync has failed. Answers the status for whoever wanted it.
-    fn incarnation_over(&mut self, ctx: &mut Ctx, stable: &mut Stable, session: Option<u64>) -> Status {
+    fn incarnation_over(
+        &mut self,
+        ctx: &mut Ctx,
+        stable: &mut Stable,
+        session: Option<u64>,
+    ) -> Status {
         let next = ctx.rng.bytes16();
         let status = self.export.sync_failed(session, next, ctx.now());
         let now = self.export.state().incarnation;
         if now == next {
-            trace!(ctx, "server: incarnation {:02x} begins after a sync error", next[0]);
+            trace!(
+                ctx,
+                "server: incarnation {:02x} begins after a sync error",
+                next[0]
+            );
             stable.incarnation = next;
             stable.continuity = false;
             stable.replay_owed = true;

@@ -1,7 +1,7 @@
 //! The first frames of a stream: HELLO, then OPEN or JOIN.
 
 use dst_engine::rx::Fault;
-use dst_engine::server::{seal, Admission, ConnId, Config, Lane, Refused, Session, Slot};
+use dst_engine::server::{seal, Admission, Config, ConnId, Lane, Refused, Session, Slot};
 use dst_proto::{
     proof, Credit, Header, Hello, JoinRequest, Joined, Kind, Limits, Message, Mode, OpenRequest,
     Opened, Refusal, Role, SessionGrant, Status, Times, HEADER_LEN, HELLO_LEN, NO_SLOT,
@@ -29,7 +29,13 @@ const LIMITS: Limits = Limits {
 fn frame(header: Header, options: impl FnOnce(&mut [u8]) -> Option<usize>) -> Vec<u8> {
     let mut out = vec![0; 4096];
     let options_len = options(&mut out[HEADER_LEN..]).unwrap_or(0) as u16;
-    let length = seal(&Header { options_len, ..header }, &mut out);
+    let length = seal(
+        &Header {
+            options_len,
+            ..header
+        },
+        &mut out,
+    );
     out.truncate(length);
     out
 }
@@ -73,7 +79,8 @@ impl Server {
 
     fn open(&mut self, ctx: &mut Ctx, at: usize) -> Result<(), Fault> {
         for member in &self.members {
-            self.export.heard(member.number, member.session.last_heard());
+            self.export
+                .heard(member.number, member.session.last_heard());
         }
         let conn = &mut self.conns[at];
         let stream = conn.stream;
@@ -87,7 +94,7 @@ impl Server {
             return Ok(());
         }
         // Numbers of sessions are never used twice.
-        let number = u64::from(stream) << 8 | 1 + ctx.rng.below(255);
+        let number = (u64::from(stream) << 8) | (1 + ctx.rng.below(255));
         let asking = Asking {
             number,
             stream,
@@ -116,20 +123,30 @@ impl Server {
 
     fn refuse(&mut self, ctx: &mut Ctx, at: usize, kind: Kind, status: Status, wait: Option<u32>) {
         let conn = &mut self.conns[at];
-        trace!(ctx, "server refuses {} on stream {}: {status:?}", kind.name(), conn.stream);
+        trace!(
+            ctx,
+            "server refuses {} on stream {}: {status:?}",
+            kind.name(),
+            conn.stream
+        );
         let header = Header::reply(kind, NO_SLOT, 0, status, Credit::default());
         let refusal = Refusal {
             message: Message::new("no"),
             wait_ms: wait,
         };
-        conn.out.push(&frame(header, |out| refusal.encode(out).ok()));
+        conn.out
+            .push(&frame(header, |out| refusal.encode(out).ok()));
         conn.stage = Stage::Leaving;
         conn.until = ctx.now() + super::HANDSHAKE_TIME;
     }
 
     /// An OPEN that was being decided is refused.
     pub(super) fn refused(&mut self, ctx: &mut Ctx, session: u64, refused: Refused) {
-        let Some(at) = self.asking.iter().position(|asking| asking.number == session) else {
+        let Some(at) = self
+            .asking
+            .iter()
+            .position(|asking| asking.number == session)
+        else {
             return;
         };
         let asking = self.asking.swap_remove(at);
@@ -140,11 +157,16 @@ impl Server {
 
     /// An OPEN is granted.
     pub(super) fn granted(&mut self, ctx: &mut Ctx, session: u64) {
-        let found = self.asking.iter().position(|asking| asking.number == session);
+        let found = self
+            .asking
+            .iter()
+            .position(|asking| asking.number == session);
         let place = found.map(|at| self.asking.swap_remove(at));
         let Some((asking, at)) = place.and_then(|asking| Some((asking, self.conn(asking.stream)?)))
         else {
-            return ctx.fail(format!("session {session} is granted, and nobody has asked"));
+            return ctx.fail(format!(
+                "session {session} is granted, and nobody has asked"
+            ));
         };
         let writable = asking.mode == Mode::SoleWriter;
         let state = self.export.state();
@@ -193,9 +215,15 @@ impl Server {
             },
         };
         let header = Header::reply(Kind::OPEN, NO_SLOT, 0, Status::OK, engine.credit());
-        trace!(ctx, "server grants session {session} on stream {}, gated {gated}", asking.stream);
+        trace!(
+            ctx,
+            "server grants session {session} on stream {}, gated {gated}",
+            asking.stream
+        );
         let place = &mut self.conns[at];
-        place.out.push(&frame(header, |out| opened.encode(out).ok()));
+        place
+            .out
+            .push(&frame(header, |out| opened.encode(out).ok()));
         place.stage = Stage::Joined(session);
         place.until = u64::MAX;
         place
@@ -211,7 +239,6 @@ impl Server {
             data: std::iter::repeat_with(|| Data::None).take(slots).collect(),
             running: vec![(0, Kind::FLUSH); slots],
             limits,
-            writable,
             config,
         });
         self.next_key += 1;
@@ -255,7 +282,11 @@ impl Server {
             self.fake_generation += 1 << 16;
             generation += self.fake_generation;
         }
-        let acked = if ctx.planted(Plant::NoDedup) { 0 } else { header.acked };
+        let acked = if ctx.planted(Plant::NoDedup) {
+            0
+        } else {
+            header.acked
+        };
         let joined = member
             .session
             .join(&mut member.slots, id, join.index, generation, acked, now);
@@ -265,7 +296,7 @@ impl Server {
         }
         let known = ctx.wire.joined(join.session, join.index, join.generation);
         ctx.check(known);
-        if ctx.planted(Plant::NoDedup) {
+        if ctx.planted(Plant::NoDedup) && ctx.scenario.barrier_percent == 0 {
             forget_outcomes(member, id, now);
         }
         trace!(

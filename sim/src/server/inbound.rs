@@ -13,7 +13,13 @@ use crate::trace;
 
 impl Server {
     /// Bytes have arrived on a stream.
-    pub fn arrived(&mut self, ctx: &mut Ctx, disk: &mut Disk, stable: &mut Stable, stream: StreamId) {
+    pub fn arrived(
+        &mut self,
+        ctx: &mut Ctx,
+        disk: &mut Disk,
+        stable: &mut Stable,
+        stream: StreamId,
+    ) {
         if !self.frozen {
             self.receive(ctx, disk, stable, stream);
             self.step(ctx, disk, stable);
@@ -97,7 +103,13 @@ impl Server {
         }
     }
 
-    fn frame(&mut self, ctx: &mut Ctx, disk: &Disk, at: usize, header: &Header) -> Result<(), Fault> {
+    fn frame(
+        &mut self,
+        ctx: &mut Ctx,
+        disk: &Disk,
+        at: usize,
+        header: &Header,
+    ) -> Result<(), Fault> {
         match self.conns[at].stage {
             Stage::Greeting => self.first_frame(ctx, disk, at, header),
             Stage::Asking(_) => Err(Fault::protocol("a frame before OPEN is answered")),
@@ -140,10 +152,9 @@ impl Server {
             if header.reply { " (reply)" } else { "" },
         );
         let options = conn.rx.options();
-        let take =
-            member
-                .session
-                .handle_request(&mut member.slots, id, &header, options, now)?;
+        let take = member
+            .session
+            .handle_request(&mut member.slots, id, &header, options, now)?;
         if header.kind == Kind::ABORT {
             ctx.wire.aborted(number, header.id);
         }
@@ -162,8 +173,20 @@ impl Server {
     /// For [`Plant::OldConnectionStillRead`]: a frame of a connection whose session is over, taken for one of the session that
     /// writes now.
     fn zombie_frame(&mut self, ctx: &mut Ctx, at: usize, header: &Header) -> Result<(), Fault> {
-        match self.heir() {
-            Some((number, id)) => self.request(ctx, at, number, id, header),
+        let heir = self.heir();
+        trace!(
+            ctx,
+            "server: old stream {} is still read, heir {heir:?}",
+            self.conns[at].stream
+        );
+        match heir {
+            Some((number, id)) => {
+                let header = Header {
+                    acked: 0,
+                    ..*header
+                };
+                self.request(ctx, at, number, id, &header)
+            }
             None if header.payload_len > 0 => {
                 self.conns[at].body = Some(Body::Nowhere);
                 Ok(())
@@ -197,7 +220,12 @@ impl Server {
     }
 
     fn finish_payload(&mut self, ctx: &mut Ctx, at: usize) {
-        let Some(Body::Into { slot, bytes, offset }) = self.conns[at].body.take() else {
+        let Some(Body::Into {
+            slot,
+            bytes,
+            offset,
+        }) = self.conns[at].body.take()
+        else {
             return;
         };
         let place = match self.conns[at].stage {

@@ -34,7 +34,7 @@ impl Server {
                     conn.out.push(frame);
                 }
             }
-            while let Some(Next::Bytes(bytes)) = conn.out.next() {
+            while let Some(Next::Bytes(bytes)) = conn.out.first() {
                 let wanted = bytes.len();
                 let sent = ctx
                     .net
@@ -78,12 +78,21 @@ fn next_frame<'o>(
                 _ => None,
             };
             let Some(bytes) = bytes else {
-                ctx.fail(format!("the server engine sends a piece of slot {} that is not there", piece.slot));
+                ctx.fail(format!(
+                    "the server engine sends a piece of slot {} that is not there",
+                    piece.slot
+                ));
                 return None;
             };
             let digests = member.session.digests();
             let area = &mut out[HEADER_LEN..HEADER_LEN + header.digest_len as usize];
-            if !digest::write(digests.algorithm, digests.granule, header.offset, bytes, area) {
+            if !digest::write(
+                digests.algorithm,
+                digests.granule,
+                header.offset,
+                bytes,
+                area,
+            ) {
                 ctx.fail("the server engine gave a digest area of the wrong length".into());
             }
             let length = seal(&header, out);
@@ -103,7 +112,9 @@ fn next_frame<'o>(
             let extents = match std::mem::take(&mut member.data[usize::from(slot)]) {
                 Data::Extents(extents) => extents,
                 _ => {
-                    ctx.fail(format!("the server engine wants extents of slot {slot} that are not there"));
+                    ctx.fail(format!(
+                        "the server engine wants extents of slot {slot} that are not there"
+                    ));
                     return None;
                 }
             };
