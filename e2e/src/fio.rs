@@ -36,6 +36,7 @@ impl Job {
             .args(["--rw=randwrite", "--direct=1", "--ioengine=libaio"])
             // Fails at the first wrong block. A seed of its own in each block finds stale ones, too.
             .args(["--verify=crc32c", "--verify_fatal=1", "--randrepeat=1"])
+            .arg("--verify_state_save=0")
             .args(["--fallocate=none", "--group_reporting=1"]);
         command
     }

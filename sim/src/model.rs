@@ -379,7 +379,7 @@ impl Model {
         }
     }
 
-    /// A read has returned these values (none: known to be zeroes or data, see [`Model::finish_status`]).
+    /// A read has returned these values (none: known to be zeroes or data, see the end of BLOCK STATUS).
     pub fn finish_read(
         &mut self,
         request: RequestId,

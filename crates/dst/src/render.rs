@@ -25,7 +25,7 @@ pub fn print(text: &str) -> Outcome {
 /// Prints a line.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn line(text: &str) -> Outcome {
     print(&format!("{text}\n"))
 }
@@ -38,7 +38,7 @@ pub fn note(text: &str) {
 /// Prints a value as JSON, indented.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn json(value: &impl Serialize) -> Outcome {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::io("can't make JSON")(io::Error::from(error)))?;
