@@ -76,7 +76,7 @@ pub enum Event {
         /// The index.
         index: usize,
     },
-    /// Close the stream of connection `index`, then report [`Session::handle_lost`].
+    /// Close the stream of connection `index`, then report [`super::Session::handle_lost`].
     Close {
         /// Index of the connection.
         index: u16,
