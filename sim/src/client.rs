@@ -3,6 +3,7 @@
 //! a stream still refers to.
 
 mod inbound;
+mod link;
 mod outbound;
 mod user;
 
@@ -13,6 +14,8 @@ use dst_engine::client::{
 };
 use dst_engine::rx::Receiver;
 use dst_proto::{Holder, Kind, Limits, OpFlags, Status};
+
+use link::{Kept, Link, Memory, Place, Sent, Taking};
 
 use crate::ctx::Ctx;
 use crate::model::{Range, RequestId};
@@ -29,99 +32,6 @@ const CONNECT_TIMEOUT: u64 = 3 * SECOND;
 const MAX_BACKOFF: u64 = SECOND;
 /// Memory for options and digests of a frame.
 const AREA: usize = 6 << 10;
-
-/// Whose memory queued payload is in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Slot(u16),
-    Kept(usize),
-}
-
-/// The memory of a request, where the engine has its slot.
-#[derive(Debug, Default)]
-struct Memory {
-    request: Option<RequestId>,
-    bytes: Vec<u8>,
-    /// For [`Plant::OverlappingWritesNotHeldBack`]: how far off the engine believes the write to be.
-    shift: u64,
-    /// A request that has gone out: in the session of this number first.
-    sent: Option<u64>,
-    /// Extents of a BLOCK STATUS: length and whether they read as zeroes.
-    extents: Vec<(u64, bool)>,
-}
-
-/// A retained write.
-#[derive(Debug, Default)]
-struct Kept {
-    bytes: Vec<u8>,
-    shift: u64,
-    range: (u64, u64),
-    live: bool,
-}
-
-/// A payload on its way in.
-#[derive(Clone, Copy, Debug)]
-enum Taking {
-    Into {
-        slot: u16,
-        at: u32,
-        len: u32,
-        got: u32,
-    },
-    Nowhere,
-}
-
-/// What has been queued since the queue was empty last.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Sent {
-    #[default]
-    Other,
-    Request,
-    Abort,
-}
-
-/// One connection.
-#[derive(Debug)]
-struct Link {
-    stream: Option<StreamId>,
-    /// The engine's number of the stream, once it is connected.
-    number: Option<u32>,
-    rx: Receiver<Vec<u8>>,
-    taking: Option<Taking>,
-    out: Outbox<Place>,
-    retry_at: u64,
-    backoff: u64,
-    deadline: u64,
-    /// The end came while the process was frozen.
-    ended: bool,
-    /// Reconnect at once: the server said that it stops.
-    drained: bool,
-    /// The stream breaks when its first frame is on its way.
-    doomed: bool,
-    /// The first frame has been queued.
-    greeted: bool,
-    sent_kind: Sent,
-}
-
-impl Link {
-    fn new() -> Link {
-        Link {
-            stream: None,
-            number: None,
-            rx: Receiver::new(Vec::new(), dst_proto::Role::Server),
-            taking: None,
-            out: Outbox::new(),
-            retry_at: 0,
-            backoff: MILLI,
-            deadline: u64::MAX,
-            ended: false,
-            drained: false,
-            doomed: false,
-            greeted: false,
-            sent_kind: Sent::Other,
-        }
-    }
-}
 
 /// What a client process is started with.
 #[derive(Clone, Copy, Debug)]

@@ -4,6 +4,7 @@ mod backend;
 mod handshake;
 mod inbound;
 mod outbound;
+mod stable;
 
 use dst_engine::rx::Receiver;
 use dst_engine::server::{
@@ -14,6 +15,8 @@ use dst_proto::{
     Role, Status,
 };
 use dst_store::sync::{SyncAnswer, SyncId, SyncTracker};
+
+pub use stable::Stable;
 
 use crate::ctx::Ctx;
 use crate::disk::Disk;
@@ -35,60 +38,6 @@ const HANDSHAKE_TIME: u64 = 10 * SECOND;
 const DRAIN_TIME: u64 = 2 * SECOND;
 /// Memory for options and digests of a frame.
 const AREA: usize = 6 << 10;
-
-/// What is on the server's stable storage beside the disk.
-#[derive(Clone, Debug)]
-pub struct Stable {
-    record: Record,
-    incarnation: [u8; 16],
-    /// The server stopped in order, with everything flushed.
-    clean: bool,
-    /// A new process can tell that nothing was lost since the last one.
-    continuity: bool,
-    /// In this incarnation the holder has not replayed what an earlier one may have lost.
-    replay_owed: bool,
-}
-
-impl Stable {
-    /// Of an export never served.
-    pub fn new() -> Stable {
-        Stable {
-            record: Record::NONE,
-            incarnation: [0; 16],
-            clean: false,
-            continuity: false,
-            replay_owed: false,
-        }
-    }
-
-    /// The machine was off.
-    pub fn power_cut(&mut self) {
-        self.continuity = false;
-    }
-
-    fn store(&mut self, ctx: &mut Ctx, record: Record) {
-        if record.epoch != self.record.epoch {
-            ctx.model.lease_moved();
-        }
-        self.record = record;
-    }
-
-    /// Nothing proves that the incarnation goes on.
-    pub fn forget_proof(&mut self) {
-        self.continuity = false;
-    }
-
-    /// Whether a server that started now would go on in the same incarnation.
-    pub fn goes_on(&self) -> bool {
-        self.clean || self.continuity
-    }
-}
-
-impl Default for Stable {
-    fn default() -> Self {
-        Stable::new()
-    }
-}
 
 /// Bytes of the request in a slot.
 #[derive(Debug, Default)]
