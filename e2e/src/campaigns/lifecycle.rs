@@ -247,11 +247,11 @@ fn killed_agent(lab: &Lab, server: &Server<'_>) -> Result<()> {
         let pid = Pid::from_raw(device.pid()).context("no pid")?;
         kill_process(pid, Signal::KILL)?;
         wait::until("the end of the agent", SOON, || Ok(!device.agent_alive()))?;
-        let (state, _) = device.state().context("status of a dead device")?;
-        ensure!(
-            state == "dead",
-            "a device whose agent was killed is {state}"
-        );
+        // Its lock goes with the last of its threads, which may be a moment behind the first.
+        wait::until("status to say dead", SOON, || {
+            let (state, _) = device.state().context("status of a dead device")?;
+            Ok(state == "dead")
+        })?;
         let file = direct::open(device.block(), false)?;
         let read = direct::Pending::start(move || direct::read(&file, 0, 4096).map(|_| ()));
         ensure!(
