@@ -266,7 +266,9 @@ impl Driver {
             Err(_) => (String::new(), None),
         };
         self.message = Some(format!("the server refused: {status}: {text}"));
-        let fatal = !matches!(status, Status::DRAINING | Status::SESSION_LOST);
+        // A sync that failed while the session was being granted ends the incarnation: the next attempt meets a new one.
+        let passing = [Status::DRAINING, Status::SESSION_LOST, Status::IO];
+        let fatal = !passing.contains(&status);
         if !self.opened && fatal {
             let wait = wait.map(|ms| Duration::from_millis(ms.into()));
             self.refused = Some(OpenError::refused(status, text, wait));
