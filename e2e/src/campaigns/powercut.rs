@@ -179,7 +179,9 @@ fn retained(lab: &Lab, report: &mut Report, run: &Run) -> Result<()> {
             device.check_not_failed()?;
             let (replayed, fresh) = (device.number("replayed")?, device.number("fresh_sessions")?);
             report.count("replayed", replayed);
-            if replayed == 0 || fresh == 0 {
+            // In a few rounds it may be that every cut came right after a flush; in many it is not.
+            let enough = run.rounds >= 10;
+            if replayed == 0 && enough || fresh == 0 {
                 bail!("{replayed} replayed in {fresh} new sessions: nothing was ever lost");
             }
             Ok(())
