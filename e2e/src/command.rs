@@ -86,7 +86,7 @@ pub fn line(command: &Command) -> String {
     words.join(" ")
 }
 
-/// A program that runs and whose output is kept.
+/// A program that runs and whose output is kept. Killed when it is dropped, if it has not ended.
 #[derive(Debug)]
 pub struct Running {
     line: String,
@@ -166,6 +166,16 @@ impl Running {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = wait_for(&mut self.child, &self.line, Duration::from_secs(10));
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            let _ = self.child.kill();
+            // No longer: it may hang in I/O on a device that is still to be removed.
+            let _ = wait_for(&mut self.child, &self.line, Duration::from_secs(2));
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::lab::Lab;
 use crate::report::{say, Report};
 use crate::wait;
 
-const SIZE: u64 = 1 << 30;
+const SIZE: u64 = 2 << 30;
 /// Bound on one dd. It needs a few seconds where nothing is wrong.
 const BOUND: Duration = Duration::from_secs(120);
 
