@@ -3,10 +3,11 @@
 //! nothing goes wrong any more everything comes to its end.
 //!
 //! * [`device`]: the client's driver;
-//! * [`server`]: the server's driver, its backend and its handshake;
+//! * [`server`]: the server's driver, with its [`handshake`] and its [`backend`];
 //! * [`wire`]: the streams;
 //! * [`disk`]: the medium, and what the device may show of it.
 
+mod backend;
 mod device;
 mod disk;
 mod handshake;

@@ -2,11 +2,15 @@
 //! twice or while a socket refers to its memory, and what goes out keeps the rules of PROTOCOL.md.
 //!
 //! * [`World`]: the session with its memory and connections, and a driver for it;
+//! * [`receive`]: what arrives;
 //! * [`wire`]: what the server of the session has seen and said, and the rules for what may be sent;
 //! * [`keep`]: retention and replay;
-//! * [`server`]: what the other end says, as the input decides.
+//! * [`server`]: what the other end says, as the input decides;
+//! * [`fair`]: a good server, with which everything comes to its end.
 
+mod fair;
 mod keep;
+mod receive;
 mod server;
 mod wire;
 mod world;

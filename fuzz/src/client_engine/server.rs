@@ -20,9 +20,9 @@ pub struct Server {
     epoch: u64,
     number: u64,
     /// It knows the session.
-    knows: bool,
+    pub(super) knows: bool,
     blocks: u64,
-    credit: Credit,
+    pub(super) credit: Credit,
 }
 
 impl Server {
@@ -41,7 +41,7 @@ impl Server {
         }
     }
 
-    fn state(&self) -> ExportState {
+    pub(super) fn state(&self) -> ExportState {
         ExportState {
             id: [self.id; 16],
             incarnation: [self.incarnation; 16],
@@ -318,11 +318,11 @@ impl World {
     }
 
     /// Ends the payload that is arriving over `index`, so that a frame may follow.
-    fn drain(&mut self, index: u16) {
+    pub(super) fn drain(&mut self, index: u16) {
         self.payload(index, u32::MAX, true);
     }
 
-    fn reply(&mut self, index: u16, id: u64, status: Status, part: Option<u64>) {
+    pub(super) fn reply(&mut self, index: u16, id: u64, status: Status, part: Option<u64>) {
         self.drain(index);
         let Some(sent) = self.wire.sent.get(&id) else {
             return;
@@ -368,7 +368,7 @@ impl World {
         self.abort_reply(index, id, outcome);
     }
 
-    fn abort_reply(&mut self, index: u16, id: u64, outcome: Outcome) {
+    pub(super) fn abort_reply(&mut self, index: u16, id: u64, outcome: Outcome) {
         self.drain(index);
         let slot = self.wire.slot_of(id).unwrap_or(NO_SLOT);
         let header = Header::reply(Kind::ABORT, slot, id, Status::OK, self.server.credit);
@@ -472,81 +472,5 @@ impl World {
         let mut options = input.bytes(len).to_vec();
         options.resize(len, 0);
         self.feed(index, &frames::frame(&header, &options, &[]));
-    }
-
-    /// Everything that is out is answered, everything that can go out goes. Tells whether anything happened.
-    pub fn round(&mut self) -> bool {
-        let mut busy = false;
-        for index in 0..CONNECTIONS {
-            while self.transmit(index) {
-                busy = true;
-            }
-            for slot in 0..USER {
-                self.sent(index, slot);
-            }
-            self.drain(index);
-            let Some(stream) = self.conn(index).map(|conn| conn.stream) else {
-                continue;
-            };
-            for id in self.wire.open_aborts() {
-                busy = true;
-                let seen = self.wire.sent.contains_key(&id);
-                let outcome = if seen {
-                    Outcome::Kept
-                } else {
-                    Outcome::NeverExecuted
-                };
-                self.abort_reply(index, id, outcome);
-            }
-            for id in self.wire.out(index, stream) {
-                busy = true;
-                self.reply(index, id, Status::OK, None);
-                self.drain(index);
-            }
-            if self.session.phase() == Phase::Closing && self.wire.out(index, stream).is_empty() {
-                let header = Header::reply(Kind::CLOSE, NO_SLOT, 0, Status::OK, Credit::default());
-                if self.is_idle()
-                    && !self.transmit(index)
-                    && self.conn(index).is_some_and(|conn| conn.live)
-                {
-                    self.feed(index, &frames::frame(&header, &[], &[]));
-                }
-            }
-        }
-        busy
-    }
-
-    /// From now on the server is a good one: everything comes to its end.
-    pub fn serve_all(&mut self) {
-        trace!("--- all is good from here on");
-        for index in 0..CONNECTIONS {
-            self.lose(index);
-        }
-        self.server.credit = Server::new().credit;
-        let now = self.server.state();
-        let known =
-            |state: &ExportState| (state.id, state.incarnation) == (now.id, now.incarnation);
-        self.server.knows &= self.session.export().is_some_and(known);
-        for _ in 0..200 {
-            self.close_wanted();
-            for index in 0..CONNECTIONS {
-                self.connect(index);
-                let waits = self
-                    .conn(index)
-                    .is_some_and(|conn| !conn.live && conn.asked.is_none());
-                if waits {
-                    self.feed(index, &frames::hello(Role::Server, 5));
-                }
-                self.answer_handshake(index);
-            }
-            let busy = self.round();
-            if self.is_idle() && !busy {
-                return;
-            }
-        }
-        panic!(
-            "requests that never come to an end: {:?}",
-            self.session.phase()
-        );
     }
 }

@@ -2,10 +2,12 @@
 //! backend and on the wire.
 //!
 //! * [`world`]: the session with its memory and connections, its driver, and what each slot holds;
+//! * [`receive`]: what arrives;
 //! * [`rules`]: what was executed and what was said, and the rules for both;
 //! * [`client`]: what comes in, as the input decides.
 
 mod client;
+mod receive;
 mod rules;
 mod world;
 
