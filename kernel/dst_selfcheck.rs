@@ -23,16 +23,35 @@ module! {
     license: "GPL",
 }
 
+use engine::selfcheck::Workspace;
+
+/// Fresh memory for the checks, made by the compiler.
+static FRESH: Workspace = Workspace::new();
+
 /// A loaded module whose checks have passed; it has nothing else to do.
 struct SelfCheck;
 
 impl kernel::Module for SelfCheck {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         check("proto", proto::selfcheck::run())?;
-        check("engine", engine::selfcheck::run())?;
+        let mut memory = workspace()?;
+        check("engine", engine::selfcheck::run(&mut memory))?;
         pr_info!("dst: selfcheck ok\n");
         Ok(Self)
     }
+}
+
+/// Memory for the checks, which is too large for the stack.
+fn workspace() -> Result<KBox<Workspace>> {
+    let mut memory = KBox::<Workspace>::new_uninit(GFP_KERNEL)?;
+    // SAFETY: both are memory for one `Workspace`, and not the same. The copy is a workspace in its own right, since one owns
+    // nothing beside its own bytes and borrows nothing; so from here on the box is initialised.
+    Ok(unsafe {
+        memory
+            .as_mut_ptr()
+            .copy_from_nonoverlapping(&raw const FRESH, 1);
+        memory.assume_init()
+    })
 }
 
 /// Tells the kernel log what failed and makes it the error that `insmod` sees.

@@ -2,9 +2,11 @@
 //! memory of requests exactly as the engine says, and asserts what the engine must not do: complete a request whose memory
 //! a stream still refers to.
 
+mod connecting;
 mod inbound;
 mod link;
 mod outbound;
+mod session;
 mod user;
 
 use std::collections::VecDeque;
@@ -12,7 +14,6 @@ use std::collections::VecDeque;
 use dst_engine::client::{
     self as engine, Config, Entry, Event, FailReason, Phase, Retained, Session, Slot,
 };
-use dst_engine::rx::Receiver;
 use dst_proto::{Holder, Kind, Limits, OpFlags, Status};
 
 use link::{Kept, Link, Memory, Place, Sent, Taking};
@@ -20,16 +21,10 @@ use link::{Kept, Link, Memory, Place, Sent, Taking};
 use crate::ctx::Ctx;
 use crate::model::{Range, RequestId};
 use crate::network::{Side, StreamId};
-use crate::outbox::Outbox;
-use crate::plant::Plant;
-use crate::queue::{self, MICRO, MILLI, SECOND};
+use crate::queue::{self, MICRO};
 use crate::trace;
 use crate::workload::Wish;
 
-/// How long a connection attempt may take.
-const CONNECT_TIMEOUT: u64 = 3 * SECOND;
-/// The longest pause between attempts.
-const MAX_BACKOFF: u64 = SECOND;
 /// Memory for options and digests of a frame.
 const AREA: usize = 6 << 10;
 
@@ -311,14 +306,6 @@ impl Agent {
         ctx.stats.bad_digests += stats.bad_digests;
     }
 
-    /// Nothing is written by this client any more.
-    fn gone(&mut self, ctx: &mut Ctx) {
-        if std::mem::take(&mut self.replaying) {
-            ctx.quiet_replay = false;
-        }
-        ctx.model.client_gone(self.birth.life);
-    }
-
     /// Asks for the end of the session; nothing is outstanding.
     pub fn close(&mut self, ctx: &mut Ctx) {
         self.close_asked = ctx.model.tick();
@@ -376,174 +363,6 @@ impl Agent {
             }
         }
         busy
-    }
-
-    fn session_opened(&mut self, ctx: &mut Ctx, fresh: bool) {
-        self.opened = true;
-        let incarnation = self.session.export().map(|export| export.incarnation);
-        let current = incarnation.is_some() && incarnation == ctx.incarnation;
-        trace!(
-            ctx,
-            "client {} has session {}, fresh {fresh}, epoch {}, incarnation {:02x}{}",
-            self.birth.number,
-            self.session.number(),
-            self.session.export().map_or(0, |export| export.epoch),
-            incarnation.map_or(0, |i| i[0]),
-            if current { "" } else { " (over)" },
-        );
-        if self.birth.writable {
-            let before = ctx.model.holder();
-            let readers_see_replay = fresh && !ctx.model.is_lost();
-            let replays = fresh && self.retained.is_enabled();
-            ctx.model.grant(self.birth.life, current, replays);
-            if before != Some(self.birth.life) {
-                ctx.stats.takeovers += 1;
-            }
-            self.replaying = true;
-            if readers_see_replay {
-                ctx.model.replay_while_read();
-                ctx.quiet_replay = true;
-            }
-            if fresh && ctx.planted(Plant::ReplayOutOfOrder) {
-                self.swap_retained();
-            }
-        }
-        // ABORTs end with their session, and ids begin anew.
-        self.aborted.clear();
-        self.last_out.fill((0, None));
-        self.schedule_user(ctx);
-    }
-
-    fn note_replayed(&mut self, ctx: &mut Ctx) {
-        if !self.replaying || !matches!(self.session.phase(), Phase::Live | Phase::Closing) {
-            return;
-        }
-        self.replaying = false;
-        ctx.quiet_replay = false;
-        let incarnation = self.session.export().map(|export| export.incarnation);
-        let current = incarnation.is_some() && incarnation == ctx.incarnation;
-        if current && ctx.model.holder() == Some(self.birth.life) {
-            ctx.model.replayed();
-        }
-    }
-
-    /// Exchanges the bytes of retained writes of the same range.
-    fn swap_retained(&mut self) {
-        for first in 0..self.kept.len() {
-            let (head, tail) = self.kept.split_at_mut(first + 1);
-            let this = &mut head[first];
-            let same = |other: &&mut Kept| {
-                other.live && other.range == this.range && other.bytes.len() == this.bytes.len()
-            };
-            if let (true, Some(other)) = (this.live, tail.iter_mut().find(same)) {
-                std::mem::swap(&mut this.bytes, &mut other.bytes);
-            }
-        }
-    }
-
-    fn connect(&mut self, ctx: &mut Ctx, index: u16) {
-        let now = ctx.now();
-        let link = &mut self.links[usize::from(index)];
-        let wanted = link.stream.is_none() && self.session.wants_connection(index);
-        if !wanted || link.retry_at > now {
-            return;
-        }
-        let mut delay = ctx
-            .rng
-            .between(ctx.net.weather.latency.0, ctx.net.weather.latency.1);
-        if now < ctx.slow_connect_until {
-            delay += ctx.rng.spread(MILLI, 2 * CONNECT_TIMEOUT);
-        }
-        let stream = ctx
-            .net
-            .connect(&mut ctx.queue, self.birth.number, index, delay);
-        trace!(
-            ctx,
-            "client {} connects {index} as stream {stream}",
-            self.birth.number
-        );
-        link.stream = Some(stream);
-        link.number = None;
-        link.deadline = now + CONNECT_TIMEOUT;
-        link.taking = None;
-        link.ended = false;
-        link.drained = false;
-        link.doomed = ctx.rng.one_in(40);
-        link.greeted = false;
-    }
-
-    /// The server has accepted the stream.
-    pub fn connected(&mut self, ctx: &mut Ctx, stream: StreamId) {
-        let Some(index) = self.index_of(stream) else {
-            return;
-        };
-        if self.frozen {
-            return;
-        }
-        self.set_up(ctx, index);
-        self.step(ctx);
-    }
-
-    fn set_up(&mut self, ctx: &mut Ctx, index: u16) {
-        let link = &mut self.links[usize::from(index)];
-        if link.number.is_none() {
-            link.rx = Receiver::new(vec![0; AREA], dst_proto::Role::Server);
-            link.number = Some(self.session.handle_connected(index, ctx.queue.now()));
-            link.deadline = u64::MAX;
-        }
-    }
-
-    fn index_of(&self, stream: StreamId) -> Option<u16> {
-        let at = self
-            .links
-            .iter()
-            .position(|link| link.stream == Some(stream))?;
-        u16::try_from(at).ok()
-    }
-
-    /// A stream has ended.
-    pub fn ended(&mut self, ctx: &mut Ctx, stream: StreamId) {
-        let Some(index) = self.index_of(stream) else {
-            return;
-        };
-        if self.frozen {
-            self.links[usize::from(index)].ended = true;
-            return;
-        }
-        // What has arrived is read before the end is.
-        self.receive(ctx, index, stream);
-        if self.links[usize::from(index)].stream == Some(stream) {
-            trace!(ctx, "client {} loses connection {index}", self.birth.number);
-            self.drop_link(ctx, index);
-        }
-        self.step(ctx);
-    }
-
-    /// Closes the stream of a connection, if it has one, and tells the engine.
-    fn drop_link(&mut self, ctx: &mut Ctx, index: u16) {
-        let now = ctx.now();
-        let link = &mut self.links[usize::from(index)];
-        let Some(stream) = link.stream.take() else {
-            return;
-        };
-        ctx.net.close(&mut ctx.queue, stream, Side::Client);
-        link.out = Outbox::new();
-        link.taking = None;
-        link.ended = false;
-        let wait = if link.drained {
-            MICRO
-        } else {
-            ctx.rng.between(link.backoff / 2, link.backoff)
-        };
-        link.backoff = (link.backoff * 2).min(MAX_BACKOFF);
-        link.retry_at = now + wait;
-        let client = self.birth.number;
-        ctx.queue
-            .at(link.retry_at, queue::Event::Reconnect { client, index });
-        if link.number.take().is_some() {
-            self.session
-                .handle_lost(&mut self.slots, &mut self.retained, index);
-        }
     }
 
     fn range_of(&self, ctx: &Ctx, request: RequestId) -> (Kind, OpFlags, Range) {

@@ -12,6 +12,17 @@ use crate::trace::Trace;
 use crate::wirebook::WireBook;
 use crate::Violation;
 
+/// See [`Ctx::power_after_abort`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerAfterAbort {
+    /// It doesn't.
+    No,
+    /// It will.
+    Armed,
+    /// The ABORT has been answered: now.
+    Due,
+}
+
 /// Handed to whatever acts.
 #[derive(Debug)]
 pub struct Ctx {
@@ -43,6 +54,10 @@ pub struct Ctx {
     pub flaps: u32,
     /// So often a connection breaks under an ABORT.
     pub abort_cuts: u32,
+    /// So often a client's connections break when it hears of a write while an ABORT is out.
+    pub ack_cuts: u32,
+    /// The power goes when an ABORT of a write has been answered.
+    pub power_after_abort: PowerAfterAbort,
     /// The holder replays in an incarnation in which nothing was lost: others may read meanwhile.
     pub quiet_replay: bool,
     /// Requests handed in by users of devices that write.

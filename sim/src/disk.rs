@@ -12,7 +12,7 @@ use dst_store::dice::Dice;
 use dst_store::volatile::{ToMedium, Volatile};
 
 use crate::content::SECTOR;
-use crate::queue::{Event, Queue};
+use crate::queue::{Event, Queue, MICRO};
 use crate::rng::Rng;
 
 /// An operation of the disk.
@@ -118,6 +118,16 @@ pub struct Disk {
     pub failing_writes: u32,
     /// See [`Disk::failing_writes`].
     pub failing_reads: u32,
+    slow: Option<Slow>,
+}
+
+/// A time in which the disk is slow: the next write and some after it finish only when `span` nanoseconds have passed, and
+/// then syncs take their time.
+#[derive(Debug, Clone, Copy)]
+struct Slow {
+    span: u64,
+    /// When the first of those writes came.
+    since: Option<u64>,
 }
 
 impl Disk {
@@ -136,6 +146,7 @@ impl Disk {
             failing_syncs: 0,
             failing_writes: 0,
             failing_reads: 0,
+            slow: None,
         }
     }
 
@@ -158,13 +169,47 @@ impl Disk {
             reports: false,
             data: Vec::new(),
         };
-        if self.rng.chance(50) {
+        let slow = self.slowness(queue.now(), &running.op);
+        let sync = matches!(running.op, DiskOp::Flush);
+        if self.rng.chance(50) && (slow == 0 || sync) {
             self.apply(&mut running);
         }
         let id = self.first_op + self.running.len() as u32;
         self.running.push(Some(running));
-        let delay = self.rng.between(self.shape.latency.0, self.shape.latency.1);
-        queue.after(delay, Event::Disk { op: id });
+        let usual = self.rng.between(self.shape.latency.0, self.shape.latency.1);
+        queue.after(usual + slow, Event::Disk { op: id });
+    }
+
+    /// From the next write on the disk is slow, see [`Slow`].
+    pub fn slow_down(&mut self, span: u64) {
+        self.slow = Some(Slow { span, since: None });
+    }
+
+    /// How much longer an operation takes than usual.
+    fn slowness(&mut self, now: u64, op: &DiskOp) -> u64 {
+        let Some(Slow { span, since }) = self.slow else {
+            return 0;
+        };
+        let begun = since.unwrap_or(now);
+        let end = begun + span;
+        if now > end + span {
+            self.slow = None;
+            return 0;
+        }
+        match op {
+            DiskOp::Write { .. } | DiskOp::Zero { .. } if now < end => {
+                self.slow = Some(Slow {
+                    span,
+                    since: Some(begun),
+                });
+                if since.is_some() && self.rng.chance(60) {
+                    return 0;
+                }
+                end - now + self.rng.spread(10 * MICRO, span / 2)
+            }
+            DiskOp::Flush if now >= end => self.rng.spread(10 * MICRO, span / 2),
+            _ => 0,
+        }
     }
 
     /// Takes an operation whose time has come; none where the process that wanted it is gone.

@@ -3,7 +3,7 @@
 use dst_proto::{Algorithm, Credit};
 
 use crate::content::SECTOR;
-use crate::ctx::Ctx;
+use crate::ctx::{Ctx, PowerAfterAbort};
 use crate::queue::{Event, MICRO, MILLI, SECOND};
 use crate::rng::Rng;
 use crate::scenario::{FaultKind, PlannedFault, Scenario};
@@ -131,8 +131,12 @@ impl Faults {
                 true
             }
             FaultKind::AbortCut => {
-                self.abort_cut(world);
-                true
+                if self.rng.chance(70) {
+                    self.slow_aborts(world)
+                } else {
+                    self.abort_cut(world);
+                    true
+                }
             }
             FaultKind::FailIo => {
                 if self.rng.chance(70) {
@@ -219,6 +223,26 @@ impl Faults {
         world.ctx.abort_cuts += self.rng.between(1, 3) as u32;
         let delay = stall + self.rng.spread(MILLI, SECOND);
         self.add(&mut world.ctx, FaultKind::PowerCut, delay);
+    }
+
+    /// Deadlines pass while the disk works, so that writes finish while ABORTs of others wait for their flush. The client hears
+    /// of such a write, and its connections break before it hears of the ABORT; when it has, the power goes. A write that
+    /// is durable only if the ABORT's flush began after it must not have been let go.
+    fn slow_aborts(&mut self, world: &mut World) -> bool {
+        if world.server.as_ref().is_none_or(|server| server.frozen) {
+            return false;
+        }
+        let deadline = world.ctx.scenario.deadline;
+        world.disk.slow_down(deadline.unwrap_or(100 * MILLI));
+        world.ctx.ack_cuts = self.rng.between(1, 3) as u32;
+        world.ctx.power_after_abort = PowerAfterAbort::Armed;
+        true
+    }
+
+    /// The power goes at once, or before much else can happen.
+    pub fn power_soon(&mut self, ctx: &mut Ctx) {
+        let delay = self.rng.spread(MICRO, 20 * MILLI);
+        self.add(ctx, FaultKind::PowerCut, delay);
     }
 
     /// What some clients have sent comes late: perhaps after the end of the session that it was for.

@@ -15,108 +15,20 @@
 //! *Ghosts* are failed versions that were seen to have no effect: they may lie on the medium under a retained write, but
 //! no read may return them again.
 
+mod holder;
+mod reads;
+mod sector;
+#[cfg(test)]
+mod tests;
+
+use reads::Read;
+use sector::{Sector, State, Version};
+
 use crate::rng::Rng;
 use crate::Violation;
 
 /// Names a request of the scenario.
 pub type RequestId = u32;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Pending,
-    /// At this time of the model.
-    Acked(u64),
-    Failed(u64),
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Version {
-    value: u64,
-    request: RequestId,
-    client: u8,
-    submitted: u64,
-    state: State,
-    /// Some byte of it has gone out. Before that it can have no effect.
-    sent: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Sector {
-    base: Vec<u64>,
-    versions: Vec<Version>,
-    ghosts: Vec<u64>,
-}
-
-impl Sector {
-    /// Index behind the last acked version.
-    fn settled(&self) -> usize {
-        let acked = |version: &Version| matches!(version.state, State::Acked(_));
-        self.versions.iter().rposition(acked).map_or(0, |at| at + 1)
-    }
-
-    /// Calls `f` with each value that a read may return now, and when it was submitted.
-    fn visible(&self, mut f: impl FnMut(u64, u64)) {
-        let settled = self.settled();
-        match settled.checked_sub(1) {
-            Some(at) => f(self.versions[at].value, self.versions[at].submitted),
-            None => self.base.iter().for_each(|value| f(*value, 0)),
-        }
-        for version in &self.versions[settled..] {
-            f(version.value, version.submitted);
-        }
-    }
-
-    /// The last version acked before `time` is on the medium.
-    fn durable_before(&mut self, time: u64) {
-        let before = |v: &Version| matches!(v.state, State::Acked(at) if at < time);
-        if let Some(at) = self.versions.iter().rposition(before) {
-            self.rebase(at);
-        }
-    }
-
-    /// Version `at` is on the medium, and with it nothing older.
-    fn rebase(&mut self, at: usize) {
-        let value = self.versions[at].value;
-        self.base.clear();
-        self.base.push(value);
-        self.versions.drain(..=at);
-        self.ghosts.clear();
-    }
-
-    fn describe(&self) -> String {
-        let versions: Vec<String> = self
-            .versions
-            .iter()
-            .map(|v| {
-                let sent = if v.sent { "" } else { ", unsent" };
-                format!(
-                    "{}({:?} of #{} at {}{sent})",
-                    v.value, v.state, v.request, v.submitted
-                )
-            })
-            .collect();
-        format!(
-            "base {:?}, then [{}], ghosts {:?}",
-            self.base,
-            versions.join(", "),
-            self.ghosts
-        )
-    }
-}
-
-#[derive(Debug)]
-struct Read {
-    request: RequestId,
-    client: u8,
-    first: usize,
-    submitted: u64,
-    /// When the newest barrier before it was submitted that was pending at its submission.
-    barrier: u64,
-    /// May see any version that is not durable: reads of others while the holder replays.
-    lenient: bool,
-    /// For each sector the values that it may return, with the time of their submission.
-    allowed: Vec<Vec<(u64, u64)>>,
-}
 
 /// A range in sectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -320,236 +232,12 @@ impl Model {
             .expect("forgetting can't fail");
     }
 
-    /// A read is handed in. `barrier`: when the newest pending barrier of its client was submitted; `lenient`: see there.
-    pub fn submit_read(
-        &mut self,
-        request: RequestId,
-        client: u8,
-        range: Range,
-        barrier: u64,
-        lenient: bool,
-    ) -> u64 {
-        let submitted = self.tick();
-        let mut allowed = Vec::with_capacity(range.count);
-        for sector in &self.sectors[range.first..range.end()] {
-            let mut values = self.spare.pop().unwrap_or_default();
-            values.clear();
-            sector.visible(|value, when| values.push((value, when)));
-            allowed.push(values);
-        }
-        self.reads.push(Read {
-            request,
-            client,
-            first: range.first,
-            submitted,
-            barrier,
-            lenient,
-            allowed,
-        });
-        if lenient {
-            let at = self.reads.len() - 1;
-            self.allow_all(at);
-        }
-        submitted
-    }
-
-    /// The holder replays in an incarnation in which others may read meanwhile.
-    pub fn replay_while_read(&mut self) {
-        for at in 0..self.reads.len() {
-            if Some(self.reads[at].client) != self.holder && !self.reads[at].lenient {
-                self.reads[at].lenient = true;
-                self.allow_all(at);
-            }
-        }
-    }
-
-    fn allow_all(&mut self, at: usize) {
-        let read = &mut self.reads[at];
-        for (sector, allowed) in self.sectors[read.first..].iter().zip(&mut read.allowed) {
-            allowed.extend(sector.base.iter().map(|value| (*value, 0)));
-            allowed.extend(sector.versions.iter().map(|v| (v.value, v.submitted)));
-        }
-    }
-
-    /// A read has failed, or its client is gone.
-    pub fn fail_read(&mut self, request: RequestId) {
-        if let Some(at) = self.reads.iter().position(|read| read.request == request) {
-            let read = self.reads.swap_remove(at);
-            self.spare.extend(read.allowed);
-        }
-    }
-
-    /// A read has returned these values (none: known to be zeroes or data, see the end of BLOCK STATUS).
-    pub fn finish_read(
-        &mut self,
-        request: RequestId,
-        values: impl Iterator<Item = Option<u64>>,
-    ) -> Result<(), Violation> {
-        let Some(at) = self.reads.iter().position(|read| read.request == request) else {
-            return Err(Violation::new(format!("read #{request} completed twice")));
-        };
-        let read = self.reads.swap_remove(at);
-        self.tick();
-        for (index, value) in values.enumerate() {
-            let sector = read.first + index;
-            let Some(value) = value else {
-                return Err(Violation::new(format!(
-                    "read #{request}: sector {sector} holds what no write has put there"
-                )));
-            };
-            let allowed = read.allowed.get(index).map_or(&[][..], |values| values);
-            if !allowed.iter().any(|(good, _)| *good == value) {
-                return Err(Violation::new(format!(
-                    "read #{request} of client {} (submitted at {}): sector {sector} is {value}, allowed {:?}; {}",
-                    read.client,
-                    read.submitted,
-                    allowed,
-                    self.sectors[sector].describe()
-                )));
-            }
-            if self.holder == Some(read.client) && !self.lost {
-                Self::observe(&mut self.sectors[sector], value, read.submitted);
-            }
-        }
-        self.spare.extend(read.allowed);
-        Ok(())
-    }
-
-    /// The holder has read `value` by a request submitted at `when`: what had failed before that is decided.
-    fn observe(sector: &mut Sector, value: u64, when: u64) {
-        let settled = sector.settled();
-        let decided = |v: &Version| matches!(v.state, State::Failed(at) if at < when);
-        let open_base = settled == 0 && sector.base.len() > 1;
-        if !open_base && !sector.versions[settled..].iter().any(decided) {
-            return;
-        }
-        let mut matches = 0;
-        sector.visible(|seen, _| matches += u32::from(seen == value));
-        if matches != 1 {
-            return;
-        }
-        let hit = sector.versions[settled..]
-            .iter()
-            .position(|v| v.value == value);
-        match hit.map(|at| settled + at) {
-            Some(at) if decided(&sector.versions[at]) => {
-                let ghosts = sector.versions[at + 1..].iter().filter(|v| decided(v));
-                let ghosts: Vec<u64> = ghosts.map(|v| v.value).collect();
-                sector.rebase(at);
-                sector.ghosts = ghosts;
-                sector.versions.retain(|v| !decided(v));
-            }
-            Some(_) => {}
-            None => {
-                if open_base {
-                    sector.base = vec![value];
-                }
-                let mut index = 0;
-                let ghosts = &mut sector.ghosts;
-                sector.versions.retain(|v| {
-                    let keep = index < settled || !decided(v);
-                    index += 1;
-                    if !keep {
-                        ghosts.push(v.value);
-                    }
-                    keep
-                });
-            }
-        }
-    }
-
-    /// Whether a read now pending may return `value` for sector number `index` of its range.
-    pub fn allows(&self, request: RequestId, index: usize, value: u64) -> bool {
-        let read = self.reads.iter().find(|read| read.request == request);
-        read.and_then(|read| read.allowed.get(index))
-            .is_some_and(|allowed| allowed.iter().any(|(good, _)| *good == value))
-    }
-
     /// A FLUSH submitted at `when` has succeeded.
     pub fn ack_flush(&mut self, when: u64) {
         for sector in &mut self.sectors {
             if !sector.versions.is_empty() {
                 sector.durable_before(when);
             }
-        }
-    }
-
-    /// A client has been let in to write, in the present incarnation where `current`. It is about to replay where `replays`.
-    pub fn grant(&mut self, client: u8, current: bool, replays: bool) {
-        let now = self.tick();
-        if self.holder != Some(client) {
-            for sector in &mut self.sectors {
-                for version in &mut sector.versions {
-                    if version.client != client && version.state == State::Pending {
-                        version.state = State::Failed(now);
-                    }
-                }
-                sector
-                    .versions
-                    .retain(|v| v.sent || v.state == State::Pending);
-            }
-            self.holder = Some(client);
-            if self.lost || self.replaying {
-                self.merge();
-            }
-        }
-        self.replaying = replays;
-        // A fresh session is granted only after a flush of the backend. (What is replayed goes over that again.)
-        if current && !self.lost && !replays {
-            for sector in &mut self.sectors {
-                sector.durable_before(now);
-            }
-        }
-    }
-
-    /// The server has written down another holder: the one before can't replay any more, though nobody has been told.
-    pub fn lease_moved(&mut self) {
-        self.holder = None;
-        if self.lost || std::mem::take(&mut self.replaying) {
-            self.merge();
-        }
-    }
-
-    /// A client is dead, or its device has failed: nothing of it comes any more, and nothing is replayed.
-    pub fn client_gone(&mut self, client: u8) {
-        if self.holder == Some(client) {
-            self.holder = None;
-            // Half a replay has put older writes over newer ones.
-            if self.lost || std::mem::take(&mut self.replaying) {
-                self.merge();
-            }
-        }
-    }
-
-    /// The holder has replayed everything.
-    pub fn replayed(&mut self) {
-        self.lost = false;
-        self.replaying = false;
-    }
-
-    /// What was not flushed may be gone.
-    pub fn lose(&mut self) {
-        self.tick();
-        self.lost = true;
-        if self.holder.is_none() {
-            self.merge();
-        }
-    }
-
-    /// Nobody will replay: any version may be what is there.
-    fn merge(&mut self) {
-        self.lost = false;
-        for sector in &mut self.sectors {
-            let gone = sector.versions.iter().filter(|v| v.sent);
-            sector.base.extend(gone.map(|v| v.value));
-            sector.base.sort_unstable();
-            sector.base.dedup();
-            sector
-                .versions
-                .retain(|v| v.state == State::Pending && !v.sent);
-        }
-        for at in 0..self.reads.len() {
-            self.allow_all(at);
         }
     }
 
@@ -579,7 +267,3 @@ impl Model {
             .unwrap_or(start)
     }
 }
-
-#[cfg(test)]
-#[path = "model_tests.rs"]
-mod tests;

@@ -1,18 +1,20 @@
 //! The server process: the driver of the server engine for one export, and what outlives it on stable storage.
 
 mod backend;
+mod drain;
 mod handshake;
 mod inbound;
 mod outbound;
+mod rules;
 mod stable;
 
 use dst_engine::rx::Receiver;
 use dst_engine::server::{
-    Action, CloseReason, ConnId, Entry, Event, Export, ExportConfig, Lane, Record, Session, Slot,
+    CloseReason, ConnId, Entry, Export, ExportConfig, Lane, Record, Session, Slot,
 };
 use dst_proto::{
     Credit, DigestChoice, Digests, Extent, Geometry, GeometryFlags, Holder, Kind, Limits, Mode,
-    Role, Status,
+    Role,
 };
 use dst_store::sync::{SyncAnswer, SyncId, SyncTracker};
 
@@ -34,8 +36,6 @@ const EXPORT_ID: [u8; 16] = *b"simulated export";
 const SESSIONS: usize = 16;
 /// A stream that says nothing is closed after this time.
 const HANDSHAKE_TIME: u64 = 10 * SECOND;
-/// How long a stop waits for what is in flight.
-const DRAIN_TIME: u64 = 2 * SECOND;
 /// Memory for options and digests of a frame.
 const AREA: usize = 6 << 10;
 
@@ -344,95 +344,6 @@ impl Server {
         self.timer(ctx, disk, stable);
     }
 
-    fn events(&mut self, ctx: &mut Ctx) -> bool {
-        let now = ctx.now();
-        let mut busy = false;
-        let mut index = 0;
-        while index < self.members.len() {
-            let member = &mut self.members[index];
-            let Some(event) = member.session.poll_event(&mut member.slots) else {
-                index += 1;
-                continue;
-            };
-            busy = true;
-            let number = member.number;
-            match event {
-                Event::Close { conn, reason } => {
-                    trace!(
-                        ctx,
-                        "server closes stream {} of session {number}: {reason:?}",
-                        conn.0
-                    );
-                    self.leave(ctx, conn.0, reason);
-                }
-                Event::Drop { slot } => member.data[usize::from(slot)] = Data::None,
-                Event::Replayed => {
-                    trace!(ctx, "server: session {number} has replayed");
-                    self.export.replayed(number);
-                }
-                Event::ProbeAnswered => self.export.probe_answered(number, now),
-                Event::Release => {
-                    if self.export.release(number) {
-                        member.session.closed(Status::OK);
-                    }
-                }
-                Event::Settled => {
-                    trace!(ctx, "server: session {number} is settled");
-                    self.export.heard(number, member.session.last_heard());
-                    self.export.settled(number);
-                }
-                Event::Over => {
-                    self.members.remove(index);
-                }
-            }
-        }
-        busy
-    }
-
-    fn actions(&mut self, ctx: &mut Ctx, disk: &mut Disk, stable: &mut Stable) -> bool {
-        let mut busy = false;
-        while let Some(action) = self.export.poll_action(ctx.now()) {
-            busy = true;
-            trace!(ctx, "server: {action:?}");
-            match action {
-                Action::Probe { session } => {
-                    if let Some(member) = self.member(session) {
-                        member.session.probe();
-                    }
-                }
-                Action::Settle { session, reason } => match self.member(session) {
-                    Some(member) => member.session.settle(&mut member.slots, reason),
-                    None => self.export.settled(session),
-                },
-                Action::Flush => self.flush_wanted = true,
-                Action::Persist(record) => {
-                    let delay = ctx.rng.spread(20 * MICRO, 5 * MILLI);
-                    self.persisting = Some((ctx.now() + delay, record));
-                }
-                Action::Grant { session } => self.granted(ctx, session),
-                Action::Refuse { session, refused } => self.refused(ctx, session, refused),
-                Action::Released { session, status } => {
-                    if let Some(member) = self.member(session) {
-                        member.session.closed(status);
-                    }
-                }
-                Action::Renew => {
-                    self.sync.new_incarnation(&mut self.answers);
-                    disk.evict();
-                    stable.continuity = true;
-                    self.answer_syncs(ctx, stable);
-                }
-                Action::Ungate => {
-                    stable.replay_owed = false;
-                    for member in &mut self.members {
-                        member.session.set_gate(&mut member.slots, false);
-                    }
-                }
-            }
-        }
-        busy
-    }
-
     fn member(&mut self, number: u64) -> Option<&mut Member> {
         self.members
             .iter_mut()
@@ -510,44 +421,6 @@ impl Server {
             });
             member.session.set_credit(credit);
         }
-    }
-
-    /// The server is told to stop.
-    pub fn start_drain(&mut self, ctx: &mut Ctx, disk: &mut Disk, stable: &mut Stable) {
-        if self.drain.is_some() {
-            return;
-        }
-        trace!(ctx, "server drains");
-        self.drain = Some(ctx.now() + DRAIN_TIME);
-        for member in &mut self.members {
-            member.session.drain();
-        }
-        self.step(ctx, disk, stable);
-    }
-
-    /// When nothing is in progress any more, a flush ends the drain.
-    fn drain_step(&mut self, ctx: &mut Ctx, disk: &mut Disk) {
-        let Some(until) = self.drain else {
-            return;
-        };
-        if ctx.now() >= until {
-            self.drained.get_or_insert(false);
-            return;
-        }
-        let idle = self.members.iter().all(|m| m.session.is_idle()) && self.asking.is_empty();
-        if idle && !self.drain_flush {
-            self.drain_flush = true;
-            // Whatever comes from here on is not served any more.
-            for member in &mut self.members {
-                member.session.settle(&mut member.slots, Status::DRAINING);
-            }
-            self.own_flush(ctx, disk, backend::DRAIN);
-        }
-    }
-
-    fn drain_flushed(&mut self, stable: &mut Stable, good: bool) {
-        self.drained = Some(good);
-        stable.clean = good && !self.sync.is_latched();
     }
 }
 

@@ -5,17 +5,17 @@
 //! reads the whole disk, flushes and detaches; then the server loses power once more, and the medium must be what the last
 //! flush promised.
 
-use dst_engine::client::Request;
-use dst_proto::{Holder, Kind, OpFlags, Status};
+mod clients;
+mod events;
 
 use crate::check::Book;
-use crate::client::{Agent, Birth};
+use crate::client::Agent;
 use crate::content::{self, SECTOR};
-use crate::ctx::Ctx;
+use crate::ctx::{Ctx, PowerAfterAbort};
 use crate::disk::Disk;
 use crate::faults::Faults;
 use crate::model::Model;
-use crate::network::{Network, Side};
+use crate::network::Network;
 use crate::plant::Plant;
 use crate::queue::{Event, Queue, MILLI, SECOND};
 use crate::rng::Rng;
@@ -25,7 +25,6 @@ use crate::stats::Stats;
 use crate::trace;
 use crate::trace::Trace;
 use crate::wirebook::WireBook;
-use crate::workload::{self, Wish};
 use crate::Violation;
 
 /// A disk with so many syncs to fail fails all of them.
@@ -36,8 +35,6 @@ pub const PLACES: usize = 4;
 const STILL: u64 = 300 * SECOND;
 /// How often it is looked.
 const WATCH: u64 = 20 * SECOND;
-/// How often the last sweep is tried where deadlines pass.
-const MAX_SWEEPS: u32 = 30;
 /// More events than any scenario needs: something turns in a circle.
 const MAX_EVENTS: u64 = 1_000_000;
 
@@ -131,6 +128,8 @@ impl World {
                 slow_connect_until: 0,
                 flaps: 0,
                 abort_cuts: 0,
+                ack_cuts: 0,
+                power_after_abort: PowerAfterAbort::No,
                 quiet_replay: false,
                 submitted: 0,
                 violation: None,
@@ -196,124 +195,6 @@ impl World {
         event.hash(&mut Mixer(&mut self.ctx.trace));
     }
 
-    fn dispatch(&mut self, event: Event) {
-        match event {
-            Event::Arrive { stream, from } => {
-                let now = self.ctx.now();
-                if self.ctx.net.arrive(now, stream, from)
-                    && self.ctx.net.is_open(stream, from.peer())
-                {
-                    match from {
-                        Side::Client => self.with_server(|s, ctx, disk, stable| {
-                            s.arrived(ctx, disk, stable, stream)
-                        }),
-                        Side::Server => {
-                            self.with_owner(stream, |agent, ctx| agent.arrived(ctx, stream))
-                        }
-                    }
-                }
-            }
-            Event::Writable {
-                stream,
-                side: Side::Client,
-            } => {
-                self.with_owner(stream, |agent, ctx| agent.writable(ctx, stream));
-            }
-            Event::Writable { .. } => {
-                self.with_server(|s, ctx, disk, stable| s.writable(ctx, disk, stable))
-            }
-            Event::Ended { stream, side } => {
-                if !self.ctx.net.ended(stream, side) {
-                    return;
-                }
-                match side {
-                    Side::Server => {
-                        self.with_server(|s, ctx, disk, stable| s.ended(ctx, disk, stable, stream))
-                    }
-                    Side::Client => self.with_owner(stream, |agent, ctx| agent.ended(ctx, stream)),
-                }
-            }
-            Event::Accept { stream } => self.accept(stream),
-            Event::Connected { stream } => {
-                self.with_owner(stream, |agent, ctx| agent.connected(ctx, stream));
-            }
-            Event::ClientTimer { client } => self.with_client(client, Agent::timer),
-            Event::ServerTimer => {
-                self.with_server(|s, ctx, disk, stable| s.timer(ctx, disk, stable))
-            }
-            Event::Reconnect { client, .. } => self.with_client(client, Agent::step),
-            Event::Disk { op } => {
-                if let Some(done) = self.disk.finish(op) {
-                    self.with_server(|s, ctx, disk, stable| s.disk_done(ctx, disk, stable, done));
-                }
-            }
-            Event::Submit { client } => self.with_client(client, Agent::submit_some),
-            Event::Fault { at } => self.inject(at),
-            Event::ServerStart => self.start_server(),
-            Event::Thaw {
-                client: Some(client),
-            } => self.with_client(client, Agent::thaw),
-            Event::Thaw { client: None } => {
-                self.with_server(|s, ctx, disk, stable| s.thaw(ctx, disk, stable));
-                for stream in std::mem::take(&mut self.backlog) {
-                    self.accept(stream);
-                }
-            }
-            Event::ClientStart { client } => self.start_client(client),
-            Event::GiveUp { client, life } => {
-                let waits = |agent: &Agent| agent.birth.life == life && !agent.opened;
-                if self.clients[usize::from(client)]
-                    .as_ref()
-                    .is_some_and(waits)
-                {
-                    self.remove_client(client);
-                }
-            }
-            Event::Watch => self.watch(),
-        }
-    }
-
-    /// Does something with the server process, if there is one.
-    pub fn with_server(&mut self, f: impl FnOnce(&mut Server, &mut Ctx, &mut Disk, &mut Stable)) {
-        if let Some(server) = &mut self.server {
-            f(server, &mut self.ctx, &mut self.disk, &mut self.stable);
-        }
-    }
-
-    /// Does something with the client at a place, if there is one.
-    pub fn with_client(&mut self, client: u8, f: impl FnOnce(&mut Agent, &mut Ctx)) {
-        if let Some(agent) = &mut self.clients[usize::from(client)] {
-            f(agent, &mut self.ctx);
-        }
-    }
-
-    fn with_owner(&mut self, stream: u32, f: impl FnOnce(&mut Agent, &mut Ctx)) {
-        let client = self.ctx.net.stream(stream).client;
-        self.with_client(client, f);
-    }
-
-    fn accept(&mut self, stream: u32) {
-        let queue = &mut self.ctx.queue;
-        let back = self.ctx.net.weather.latency.0;
-        let Some(server) = &mut self.server else {
-            queue.after(
-                back,
-                Event::Ended {
-                    stream,
-                    side: Side::Client,
-                },
-            );
-            return;
-        };
-        queue.after(back, Event::Connected { stream });
-        if server.frozen {
-            self.backlog.push(stream);
-            return;
-        }
-        server.accept(&mut self.ctx, stream);
-        server.step(&mut self.ctx, &mut self.disk, &mut self.stable);
-    }
-
     fn start_server(&mut self) {
         if self.server.is_none() {
             let mut server = Server::start(&mut self.ctx, &mut self.disk, &mut self.stable);
@@ -364,60 +245,6 @@ impl World {
         self.ctx.check(good);
     }
 
-    /// A client process starts at a place, unless one is there.
-    fn start_client(&mut self, client: u8) {
-        let place = usize::from(client);
-        if self.clients[place].is_some() {
-            return;
-        }
-        let requests = match client {
-            0 => std::mem::take(&mut self.carried),
-            1 => self.ctx.rng.between(5, 40) as u32,
-            _ => self.ctx.rng.between(10, 60) as u32,
-        };
-        // The second writer may be a second process of the same machine.
-        let identity = if client == 1 && self.ctx.rng.chance(40) {
-            0
-        } else {
-            client
-        };
-        let birth = Birth {
-            number: client,
-            life: self.lives,
-            writable: client < 2,
-            holder: Holder {
-                identity: [identity + 1; 16],
-                boot: [identity + 1; 16],
-                instance: self.ctx.rng.bytes16(),
-            },
-            requests,
-        };
-        self.lives += 1;
-        self.closing[place] = false;
-        let mut agent = Agent::new(&mut self.ctx, birth);
-        agent.step(&mut self.ctx);
-        if client != 0 {
-            let patience = self.ctx.rng.spread(SECOND, 30 * SECOND);
-            let life = birth.life;
-            self.ctx
-                .queue
-                .after(patience, Event::GiveUp { client, life });
-        }
-        self.clients[place] = Some(agent);
-    }
-
-    /// The client process at a place is killed.
-    pub fn remove_client(&mut self, client: u8) {
-        let place = usize::from(client);
-        if let Some(mut agent) = self.clients[place].take() {
-            if client == 0 {
-                self.carried += agent.left;
-                self.detaching = false;
-            }
-            agent.kill(&mut self.ctx);
-        }
-    }
-
     /// What follows from where everybody stands.
     fn look_around(&mut self) {
         if let Some(drained) = self.server.as_ref().and_then(|server| server.drained) {
@@ -429,6 +256,10 @@ impl World {
             self.look_after(client);
         }
         self.mend_disk();
+        if self.ctx.power_after_abort == PowerAfterAbort::Due {
+            self.ctx.power_after_abort = PowerAfterAbort::No;
+            self.faults.power_soon(&mut self.ctx);
+        }
         let submitted = self.ctx.submitted;
         self.faults.schedule(&mut self.ctx, submitted);
     }
@@ -441,85 +272,6 @@ impl World {
         let hopes = |agent: &Agent| agent.opened && agent.failed.is_none();
         if !self.clients[0].as_ref().is_some_and(hopes) {
             self.disk.failing_syncs = 0;
-        }
-    }
-
-    fn look_after(&mut self, client: u8) {
-        let place = usize::from(client);
-        let Some(agent) = &mut self.clients[place] else {
-            return;
-        };
-        if agent.frozen {
-            return;
-        }
-        if let Some(status) = agent.closed {
-            if self.done_with(client, status) {
-                return;
-            }
-            self.remove_client(client);
-            return self.restart(client);
-        }
-        if agent.failed.is_some() {
-            if agent.outstanding() == 0 {
-                self.remove_client(client);
-                self.restart(client);
-            }
-            return;
-        }
-        if !agent.opened || !agent.is_satisfied() || agent.is_closing() {
-            return;
-        }
-        if client == 0 && !self.detaching && !self.last_sweep {
-            if !self.faults.all_happened() {
-                // Something is still to come: go on asking, now and then.
-                return agent.ask_more(&mut self.ctx, 5);
-            }
-            self.last_sweep = true;
-            return self.sweep();
-        }
-        if client == 0 && self.last_sweep && agent.disappointed > 0 && self.sweeps < MAX_SWEEPS {
-            // Deadlines have passed: that is no look at the disk.
-            return self.sweep();
-        }
-        if !self.closing[place] {
-            // A driver flushes before it closes.
-            self.closing[place] = true;
-            return agent.follow(&mut self.ctx, vec![FLUSH]);
-        }
-        agent.close(&mut self.ctx);
-    }
-
-    fn sweep(&mut self) {
-        let Some(agent) = &mut self.clients[0] else {
-            return;
-        };
-        self.sweeps += 1;
-        trace!(self.ctx, "the last sweep");
-        let script = last_script(&self.ctx.scenario, agent.size().unwrap_or(0));
-        agent.follow(&mut self.ctx, script);
-    }
-
-    /// The client's session has ended in order. Whether that was the end of the scenario.
-    fn done_with(&mut self, client: u8, status: Status) -> bool {
-        // A session lost before CLOSE was answered: nobody knows any more what became of writes that no FLUSH had covered.
-        let unknown = status == Status::SESSION_LOST;
-        let errors = self.ctx.book.excuses.sync_errors + self.ctx.book.excuses.io_errors;
-        if !status.is_ok() && !unknown && errors == 0 {
-            self.ctx.fail(format!("CLOSE was answered {status:?}"));
-        }
-        if client != 0 || !self.last_sweep || self.detaching {
-            return false;
-        }
-        self.done = true;
-        true
-    }
-
-    /// The writer's place is taken again.
-    fn restart(&mut self, client: u8) {
-        if client == 0 {
-            self.last_sweep = false;
-            let pause = self.ctx.rng.spread(MILLI, 2 * SECOND);
-            self.ctx.queue.after(pause, Event::ClientStart { client });
         }
     }
 
@@ -574,30 +326,4 @@ impl World {
             trace: self.ctx.trace.text().to_owned(),
         }
     }
-}
-
-/// A FLUSH behind everything before it.
-const FLUSH: Wish = Wish {
-    request: Request {
-        kind: Kind::FLUSH,
-        flags: OpFlags::BARRIER,
-        offset: 0,
-        length: 0,
-    },
-    beyond: false,
-};
-
-/// FLUSH and every sector.
-fn last_script(scenario: &Scenario, size: u64) -> Vec<Wish> {
-    let read = |(offset, length)| Wish {
-        request: Request {
-            kind: Kind::READ,
-            flags: OpFlags::NONE,
-            offset,
-            length,
-        },
-        beyond: false,
-    };
-    let reads = workload::sweep(scenario, size).map(read);
-    [FLUSH].into_iter().chain(reads).collect()
 }

@@ -5,7 +5,7 @@ use dst_engine::rx::{Fault, Head};
 use dst_proto::{digest, ClientName, ExportName, ExtentKind, Header, Kind, Outcome};
 
 use super::{Agent, Taking};
-use crate::ctx::Ctx;
+use crate::ctx::{Ctx, PowerAfterAbort};
 use crate::network::{Side, StreamId};
 use crate::plant::Plant;
 use crate::queue::MILLI;
@@ -175,6 +175,8 @@ impl Agent {
         );
         if kind.is_write() && aborted.outcome == Outcome::NeverExecuted {
             ctx.model.never_executed(request, range);
+        } else if kind.is_write() && ctx.power_after_abort == PowerAfterAbort::Armed {
+            ctx.power_after_abort = PowerAfterAbort::Due;
         }
     }
 

@@ -234,6 +234,18 @@ impl Agent {
         ctx.net.cut(&mut ctx.queue, stream, notice, late);
     }
 
+    /// A write has been acknowledged while an ABORT is out: now the connections may break, and with them the ABORT's answer.
+    pub(super) fn cut_after_ack(&mut self, ctx: &mut Ctx) {
+        if ctx.ack_cuts == 0 || !ctx.rng.chance(60) {
+            return;
+        }
+        ctx.ack_cuts -= 1;
+        for stream in self.links.iter().filter_map(|link| link.stream) {
+            let notice = [0; 2].map(|_| Some(ctx.rng.spread(MICRO, 20 * MILLI)));
+            ctx.net.cut(&mut ctx.queue, stream, notice, 0);
+        }
+    }
+
     /// Gives queued bytes to the stream. Tells whether all are gone.
     fn push(&mut self, ctx: &mut Ctx, index: u16, stream: StreamId) -> bool {
         loop {

@@ -205,6 +205,9 @@ impl Agent {
             }
             Err(_) => ctx.model.fail_read(id),
         }
+        if retained.is_some() && !self.aborted.is_empty() {
+            self.cut_after_ack(ctx);
+        }
         if retained.is_some() && result.is_err() {
             ctx.fail(format!("#{id} failed and is to be retained"));
         }

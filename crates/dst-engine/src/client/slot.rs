@@ -150,38 +150,40 @@ pub struct Slot {
     pub(super) next: u16,
 }
 
-impl Default for Slot {
-    fn default() -> Self {
-        Self {
-            state: State::Free,
-            request: Request {
-                kind: Kind::FLUSH,
-                flags: OpFlags::NONE,
-                offset: 0,
-                length: 0,
-            },
-            source: Source::Slot,
-            id: 0,
-            after: 0,
-            deadline: u64::MAX,
-            conn: NONE,
-            pins: 0,
-            attempt: 0,
-            retries: 0,
-            breaks: 0,
-            received: 0,
-            mark: 0,
-            status: Status::OK,
-            failure: None,
-            retained: None,
-            carried: false,
-            abort: Abort::default(),
-            next: NONE,
-        }
-    }
-}
-
 impl Slot {
+    /// A place that no request is in.
+    pub const FREE: Slot = Slot {
+        state: State::Free,
+        request: Request {
+            kind: Kind::FLUSH,
+            flags: OpFlags::NONE,
+            offset: 0,
+            length: 0,
+        },
+        source: Source::Slot,
+        id: 0,
+        after: 0,
+        deadline: u64::MAX,
+        conn: NONE,
+        pins: 0,
+        attempt: 0,
+        retries: 0,
+        breaks: 0,
+        received: 0,
+        mark: 0,
+        status: Status::OK,
+        failure: None,
+        retained: None,
+        carried: false,
+        abort: Abort {
+            id: 0,
+            conn: None,
+            write: false,
+            mark: None,
+        },
+        next: NONE,
+    };
+
     /// Whether the driver may submit a request in this slot.
     pub fn is_free(&self) -> bool {
         self.state == State::Free
@@ -199,5 +201,11 @@ impl Slot {
 
     pub(super) fn is_barrier(&self) -> bool {
         self.request.flags.contains(OpFlags::BARRIER)
+    }
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Slot::FREE
     }
 }

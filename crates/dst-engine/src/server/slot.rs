@@ -98,37 +98,34 @@ pub struct Slot {
     pub(super) dropped: bool,
 }
 
-impl Default for Slot {
-    fn default() -> Self {
-        Slot {
-            id: 0,
-            offset: 0,
-            length: 0,
-            not_before: 0,
-            payload: 0,
-            sent: 0,
-            kind: Kind::FLUSH,
-            state: State::Empty,
-            pending: Pending::None,
-            outcome: Outcome::NeverExecuted,
-            flags: OpFlags::NONE,
-            status: Status::OK,
-            lane: NONE,
-            attempt: 0,
-            blocker: NONE,
-            links: [Links::FREE; 2],
-            counted: false,
-            abort: false,
-            askers: 0,
-            executed: false,
-            flushing: false,
-            data: false,
-            dropped: false,
-        }
-    }
-}
-
 impl Slot {
+    /// A place that no transaction is in.
+    pub const EMPTY: Slot = Slot {
+        id: 0,
+        offset: 0,
+        length: 0,
+        not_before: 0,
+        payload: 0,
+        sent: 0,
+        kind: Kind::FLUSH,
+        state: State::Empty,
+        pending: Pending::None,
+        outcome: Outcome::NeverExecuted,
+        flags: OpFlags::NONE,
+        status: Status::OK,
+        lane: NONE,
+        attempt: 0,
+        blocker: NONE,
+        links: [Links::FREE; 2],
+        counted: false,
+        abort: false,
+        askers: 0,
+        executed: false,
+        flushing: false,
+        data: false,
+        dropped: false,
+    };
+
     /// Whether the id has arrived and is on its way to an outcome.
     pub(super) fn in_progress(&self) -> bool {
         matches!(self.state, State::Held | State::Ready | State::Executing)
@@ -178,6 +175,12 @@ impl Slot {
             && other.kind.is_write()
             && self.offset < other.offset.saturating_add(other.length)
             && other.offset < self.offset.saturating_add(self.length)
+    }
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Slot::EMPTY
     }
 }
 
