@@ -120,6 +120,8 @@ pub trait Backend: Send {
     fn in_flight(&self) -> usize;
 
     /// Starts a new incarnation: lets FLUSH and FUA succeed again after [`StoreError::SyncFailed`]. The caller must have
-    /// ended every session that could have relied on unflushed writes, or make them replayed.
+    /// ended every session that could have relied on unflushed writes, or make them replayed. What is submitted from here on
+    /// is executed after everything from before has returned, and reads nothing that is lost (as far as `disk/renew.rs`
+    /// says).
     fn new_incarnation(&mut self);
 }

@@ -68,7 +68,7 @@ pub fn open_block_device(path: &Path, options: &OpenOptions) -> Result<DiskBacke
             place.into_bytes(),
         ]
     });
-    let continuity = Continuity::new(export, facts, stat.st_rdev, options);
+    let continuity = Continuity::new(export, facts, path, stat.st_rdev, options);
 
     let writable = !options.read_only;
     let fast = writable && queue("write_zeroes_max_bytes") > 0;
@@ -167,6 +167,10 @@ impl Target for BlockTarget {
 
     fn identity(&self) -> Identity {
         self.continuity.identity()
+    }
+
+    fn cache_is_doubtful(&self) -> bool {
+        self.continuity.was_cut_short()
     }
 
     fn sync_begins(&self) {

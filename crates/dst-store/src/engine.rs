@@ -47,6 +47,8 @@ pub(crate) enum Call {
     },
     /// `ioctl(BLKDISCARD)`.
     DiscardDevice { offset: u64, len: u64 },
+    /// Syncs, whatever comes of it, and drops the page cache.
+    Forget,
 }
 
 impl Call {
@@ -56,7 +58,7 @@ impl Call {
             Call::Read { .. } | Call::Write { .. } | Call::Sync { .. } | Call::Allocate { .. } => {
                 true
             }
-            Call::Seek { .. } | Call::DiscardDevice { .. } => false,
+            Call::Seek { .. } | Call::DiscardDevice { .. } | Call::Forget => false,
         }
     }
 }

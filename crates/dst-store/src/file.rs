@@ -46,7 +46,7 @@ pub fn open_file(path: &Path, options: &OpenOptions) -> Result<DiskBackend, Open
 
     let export = identity::of_file(file.as_fd(), path, stat.st_ino, options)?;
     let facts = identity::file_facts(file.as_fd());
-    let continuity = Continuity::new(export, facts, stat.st_ino, options);
+    let continuity = Continuity::new(export, facts, path, stat.st_ino, options);
     let abilities = match options.read_only {
         true => Abilities {
             punch: false,
@@ -166,6 +166,10 @@ impl Target for FileTarget {
 
     fn identity(&self) -> Identity {
         self.continuity.identity()
+    }
+
+    fn cache_is_doubtful(&self) -> bool {
+        self.continuity.was_cut_short()
     }
 
     fn sync_begins(&self) {

@@ -16,9 +16,8 @@ use rustix::io::Errno;
 
 use crate::backend::Identity;
 use crate::create::sync_directory;
-use crate::memory::fill_random;
 use crate::open::{OpenError, OpenOptions};
-use crate::sync_mark::SyncMark;
+use crate::sync_mark::{stale, SyncMark};
 
 const TAG: &str = "user.dst.id";
 
@@ -103,7 +102,7 @@ fn file_tag(file: BorrowedFd<'_>) -> Result<[u8; 16], Errno> {
         Err(error) => return Err(error),
     }
     let mut tag = [0; 16];
-    fill_random(&mut tag)?;
+    dst_ids::fill(&mut tag)?;
     fsetxattr(file, TAG, &tag, XattrFlags::empty())?;
     fsync(file)?;
     Ok(tag)
@@ -118,7 +117,7 @@ fn from_state<K: AsRef<[u8]>>(
     let (id, where_kept) = match &options.state_dir {
         Some(directory) => {
             let directory = directory.join("ids");
-            let name = hex(&hash(KEY, key)[..16]);
+            let name = dst_ids::hex(&hash(KEY, key)[..16]);
             let id = stored_id(&directory, &name).map_err(OpenError::io(format!(
                 "keep the export's id in {}",
                 directory.display()
@@ -127,7 +126,7 @@ fn from_state<K: AsRef<[u8]>>(
         }
         None => {
             let mut id = [0; 16];
-            fill_random(&mut id).map_err(OpenError::io("get random bytes"))?;
+            dst_ids::fill(&mut id).map_err(OpenError::io("get random bytes"))?;
             (
                 id,
                 "it is a new one at each start, which clients take for another disk",
@@ -154,7 +153,7 @@ fn stored_id(directory: &Path, name: &str) -> io::Result<[u8; 16]> {
         Err(error) => return Err(error),
     }
     let mut id = [0; 16];
-    fill_random(&mut id)?;
+    dst_ids::fill(&mut id)?;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -186,6 +185,7 @@ impl Continuity {
     pub(crate) fn new(
         mut export: ExportId,
         facts: Option<Vec<Vec<u8>>>,
+        path: &Path,
         inode: u64,
         options: &OpenOptions,
     ) -> Continuity {
@@ -196,10 +196,13 @@ impl Continuity {
         });
         let directory = options.runtime_dir.as_ref().or(options.state_dir.as_ref());
         // A copied file can have the tag of its original, so the inode goes into the name.
-        let name = format!("sync-{}-{inode}", hex(&export.id));
+        let name = format!("{}{}-{inode}", stale::PREFIX, dst_ids::hex(&export.id));
         let mark = match directory.filter(|_| facts.is_some()) {
-            Some(directory) => match SyncMark::open(directory, &name) {
-                Ok(mark) => Some(mark),
+            Some(directory) => match SyncMark::open(directory, &name, path) {
+                Ok(mark) => {
+                    stale::remove_stale(directory);
+                    Some(mark)
+                }
                 Err(error) => {
                     let note = export.note.get_or_insert_default();
                     note.push_str(&format!(
@@ -238,6 +241,12 @@ impl Continuity {
             continuity,
             note: self.export.note.clone(),
         }
+    }
+
+    /// Whether a sync of an earlier process may have been cut short or failed. If so, one sync is counted as under way until
+    /// [`sync_succeeded`](Continuity::sync_succeeded).
+    pub(crate) fn was_cut_short(&self) -> bool {
+        self.mark.as_ref().is_none_or(SyncMark::was_cut_short)
     }
 
     pub(crate) fn sync_begins(&self) {
@@ -292,10 +301,6 @@ fn hash<P: AsRef<[u8]>>(domain: &str, parts: &[P]) -> [u8; 32] {
         hasher.update(part);
     }
     *hasher.finalize().as_bytes()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -356,7 +361,8 @@ mod tests {
         let replaced = of_file(file.as_fd(), path, 2, &options).unwrap();
         assert_eq!(export.id, again.id);
         assert_ne!(export.id, replaced.id);
-        let identity = Continuity::new(export, file_facts(file.as_fd()), 1, &options).identity();
+        let identity =
+            Continuity::new(export, file_facts(file.as_fd()), path, 1, &options).identity();
         assert_eq!(identity.continuity, None);
         assert!(identity.note.unwrap().contains(TAG));
     }
@@ -377,7 +383,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let open = |options: &OpenOptions| {
             let export = of_file(file.as_fd(), Path::new("x"), 1, options).unwrap();
-            Continuity::new(export, file_facts(file.as_fd()), 1, options)
+            Continuity::new(export, file_facts(file.as_fd()), Path::new("x"), 1, options)
         };
         assert_eq!(open(&OpenOptions::default()).identity().continuity, None);
         let options = options(directory.path());

@@ -25,7 +25,7 @@ use crate::dice::Dice;
 use crate::file::open_locked;
 use crate::identity;
 use crate::medium::Medium;
-use crate::memory::{fill_random, in_memory_info};
+use crate::memory::in_memory_info;
 use crate::open::{check_geometry, OpenError, OpenOptions};
 use crate::request::{Completion, Extent, ExtentKind, Op, Outcome, Request, StoreError};
 use crate::size::format_size;
@@ -111,7 +111,7 @@ impl LossyBackend {
         options: &OpenOptions,
     ) -> Result<LossyBackend, OpenError> {
         let mut export_id = [0; 16];
-        fill_random(&mut export_id).map_err(OpenError::io("get random bytes"))?;
+        dst_ids::fill(&mut export_id).map_err(OpenError::io("get random bytes"))?;
         let identity = Identity {
             export_id,
             continuity: None,
@@ -135,7 +135,7 @@ impl LossyBackend {
             Some(seed) => seed,
             None => {
                 let mut bytes = [0; 8];
-                fill_random(&mut bytes).map_err(OpenError::io("get random bytes"))?;
+                dst_ids::fill(&mut bytes).map_err(OpenError::io("get random bytes"))?;
                 u64::from_le_bytes(bytes)
             }
         };

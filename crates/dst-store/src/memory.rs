@@ -8,8 +8,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use rustix::rand::{getrandom, GetRandomFlags};
-
 use crate::backend::{Backend, Identity, Info};
 use crate::chunks::Chunks;
 use crate::done::DoneList;
@@ -44,7 +42,7 @@ impl MemoryBackend {
     pub fn new(size: u64, logical_block: u32, read_only: bool) -> Result<MemoryBackend, OpenError> {
         crate::open::check_geometry("memory", size, logical_block)?;
         let mut export_id = [0; 16];
-        fill_random(&mut export_id).map_err(OpenError::io("get random bytes"))?;
+        dst_ids::fill(&mut export_id).map_err(OpenError::io("get random bytes"))?;
         let description = format!("memory, {}", format_size(size));
         Ok(MemoryBackend {
             info: in_memory_info(size, logical_block, read_only, description),
@@ -157,19 +155,6 @@ pub(crate) fn in_memory_info(
         max_atomic_write: 0,
         description,
     }
-}
-
-/// Fills all of `bytes`.
-pub(crate) fn fill_random(bytes: &mut [u8]) -> rustix::io::Result<()> {
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match getrandom(&mut bytes[filled..], GetRandomFlags::empty()) {
-            Ok(n) => filled += n,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

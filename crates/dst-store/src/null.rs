@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::backend::{Backend, Identity, Info};
 use crate::done::DoneList;
-use crate::memory::{fill_random, in_memory_info};
+use crate::memory::in_memory_info;
 use crate::open::OpenError;
 use crate::request::{Completion, Extent, ExtentKind, Op, Outcome, Request, StoreError};
 use crate::size::format_size;
@@ -25,7 +25,7 @@ impl NullBackend {
     pub fn new(size: u64, logical_block: u32, read_only: bool) -> Result<NullBackend, OpenError> {
         crate::open::check_geometry("null", size, logical_block)?;
         let mut export_id = [0; 16];
-        fill_random(&mut export_id).map_err(OpenError::io("get random bytes"))?;
+        dst_ids::fill(&mut export_id).map_err(OpenError::io("get random bytes"))?;
         let description = format!("null, {}", format_size(size));
         Ok(NullBackend {
             info: in_memory_info(size, logical_block, read_only, description),

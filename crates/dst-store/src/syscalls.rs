@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{fallocate, fdatasync, seek, SeekFrom};
+use rustix::fs::{fadvise, fallocate, fdatasync, seek, Advice, SeekFrom};
 use rustix::io::{self, Errno};
 use rustix::ioctl::{self, Getter, Setter};
 
@@ -47,7 +47,19 @@ pub(crate) fn perform(fd: BorrowedFd<'_>, call: &mut Call) -> Result<usize, Errn
             Ok(0)
         }
         Call::DiscardDevice { offset, len } => discard_device(fd, *offset, *len).map(|()| 0),
+        Call::Forget => {
+            // What fails here is lost in an incarnation that is over, and its writes are replayed.
+            let _ = fdatasync(fd);
+            forget_cached(fd);
+            Ok(0)
+        }
     }
+}
+
+/// Drops all pages of the file or device from the page cache that are clean and not in use. Starts writing the dirty ones back.
+pub(crate) fn forget_cached(fd: impl AsFd) {
+    // The only errors are about the kind of descriptor, and files and devices have none.
+    let _ = fadvise(fd, 0, None, Advice::DontNeed);
 }
 
 /// Data and holes of a range, whole blocks each: a hole that begins or ends within a block is made smaller.

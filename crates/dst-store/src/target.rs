@@ -17,6 +17,9 @@ pub(crate) trait Target: Send {
     fn has_holes(&self) -> bool;
     /// Which export it is.
     fn identity(&self) -> Identity;
+    /// At the start: a sync of an earlier process may have failed, so that the page cache may show lost writes. Once it is
+    /// dropped, [`sync_succeeded`](Target::sync_succeeded) is to be called.
+    fn cache_is_doubtful(&self) -> bool;
     /// A sync call begins.
     fn sync_begins(&self);
     /// A sync call has returned without error.

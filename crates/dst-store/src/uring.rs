@@ -116,7 +116,7 @@ impl UringEngine {
                 .offset(*offset)
                 .mode(mode.bits() as i32)
                 .build(),
-            Call::Seek { .. } | Call::DiscardDevice { .. } => {
+            Call::Seek { .. } | Call::DiscardDevice { .. } | Call::Forget => {
                 unreachable!("calls without an opcode go to the threads")
             }
         };
