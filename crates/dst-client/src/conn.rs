@@ -1,107 +1,67 @@
-//! One connection of the driver: the link, the reassembly of its frames, the payload that is arriving.
-
-use dst_engine::rx::Receiver;
-use dst_net::{Interest, Link, Poller};
+//! One connection of the driver: its frames, and the poller's interest in them.
 
 use std::io;
 
-/// Bytes that a connection may have queued before the next one gets its turn: enough to keep a socket busy, little enough
-/// that a new request is not behind too much.
-const QUEUE_LIMIT: usize = 2 << 20;
+use dst_net::{Framed, Interest, Memory, Poller, Watch};
 
-/// Where an arriving payload goes.
-pub(crate) enum Body {
-    /// Into a READ's buffer.
-    Into {
-        /// The slot.
-        slot: u16,
-        /// First byte of this piece within the request.
-        start: usize,
-        /// Next byte within the request.
-        at: usize,
-        /// End of this piece within the request.
-        end: usize,
-        /// Offset of the piece in the export, for its digests.
-        offset: u64,
-    },
-    /// Nowhere.
-    Discard(usize),
+use crate::driver::{Data, Pending};
+
+/// Where a piece of a READ's answer goes: into the request's buffer.
+pub(crate) struct Piece {
+    pub slot: u16,
+    /// First byte within the request.
+    pub start: usize,
+    /// Behind the last.
+    pub end: usize,
+    /// Offset of the piece in the export, for its digests.
+    pub offset: u64,
+}
+
+impl Memory<Piece> for Vec<Option<Pending>> {
+    fn room<'a>(&'a mut self, piece: &'a mut Piece) -> Option<&'a mut [u8]> {
+        match self.get_mut(usize::from(piece.slot))? {
+            Some(Pending {
+                data: Data::Read(Some(buffer)),
+                ..
+            }) => buffer.get_mut(piece.start..piece.end),
+            _ => None,
+        }
+    }
 }
 
 /// A connection with a stream.
 pub(crate) struct Conn {
-    pub link: Link,
-    pub receiver: Receiver<Box<[u8]>>,
+    pub framed: Framed<Piece>,
     /// The session's number of this stream.
     pub stream: u32,
-    pub body: Option<Body>,
-    token: u64,
-    writing: bool,
-    /// The write side is another descriptor than the read side.
-    split: bool,
+    watch: Watch,
 }
 
 impl Conn {
     /// Takes over a stream and has `poller` watch it under `token`.
     pub fn new(
-        link: Link,
-        receiver: Receiver<Box<[u8]>>,
+        framed: Framed<Piece>,
         stream: u32,
         poller: &Poller,
         token: u64,
     ) -> io::Result<Self> {
-        use std::os::fd::AsRawFd as _;
-        poller.add(link.fd(), token, Interest::READ)?;
-        let split = link.fd().as_raw_fd() != link.write_fd().as_raw_fd();
-        if split {
-            poller.add(link.write_fd(), token, Interest::NONE)?;
-        }
+        let watch = Watch::add(poller, &framed.link, token, token)?;
         Ok(Self {
-            link,
-            receiver,
+            framed,
             stream,
-            body: None,
-            token,
-            writing: false,
-            split,
+            watch,
         })
-    }
-
-    /// Whether more may be queued.
-    pub fn has_room(&self) -> bool {
-        self.link.queued_bytes() < QUEUE_LIMIT
     }
 
     /// Sends what is queued, and asks to be woken when the rest can go.
     pub fn flush(&mut self, poller: &Poller) -> io::Result<()> {
-        let blocked = !self.link.flush()?;
-        if blocked != self.writing {
-            self.writing = blocked;
-            if self.split {
-                let interest = if blocked {
-                    Interest::WRITE
-                } else {
-                    Interest::NONE
-                };
-                poller.modify(self.link.write_fd(), self.token, interest)?;
-            } else {
-                let interest = if blocked {
-                    Interest::BOTH
-                } else {
-                    Interest::READ
-                };
-                poller.modify(self.link.fd(), self.token, interest)?;
-            }
-        }
-        Ok(())
+        let write = !self.framed.link.flush()?;
+        let interest = Interest { read: true, write };
+        self.watch.update(poller, &self.framed.link, interest)
     }
 
     /// Takes the stream back from `poller`; nothing of it is left there.
     pub fn forget(&self, poller: &Poller) {
-        // An error means that it is not there any more.
-        let _ = poller.remove(self.link.fd());
-        if self.split {
-            let _ = poller.remove(self.link.write_fd());
-        }
+        self.watch.remove(poller, &self.framed.link);
     }
 }

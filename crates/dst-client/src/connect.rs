@@ -7,21 +7,17 @@
 use std::time::Duration;
 
 use dst_engine::client::MAX_CONNECTIONS;
-use dst_engine::rx::Receiver;
-use dst_net::{Backoff, Link};
+use dst_ids::random;
+use dst_net::{Backoff, Framed};
 use dst_proto::Role;
 
-use crate::conn::Conn;
+use crate::conn::{Conn, Piece};
 use crate::driver::Driver;
-use crate::identity::random;
 
 /// The waits between attempts.
 const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(5);
 const LONGEST_LOCAL: Duration = Duration::from_millis(500);
-
-/// Longest head of a frame behind its header: options and digests.
-const AREA: usize = dst_proto::MAX_OPTIONS as usize + dst_proto::MAX_DIGEST_AREA as usize;
 
 /// Attempts to connect one index.
 pub(crate) struct Attempts {
@@ -83,7 +79,7 @@ impl Driver {
                             format!("{peer} is another machine, and --insecure was not given");
                         self.retry_later(index, Some(why));
                     } else if self.engine.session.wants_connection(index) {
-                        self.adopt(index, Link::new(stream));
+                        self.adopt(index, Framed::new(stream, Role::Server));
                     }
                 }
                 Err(error) => self.retry_later(index, Some(error.to_string())),
@@ -91,11 +87,10 @@ impl Driver {
         }
     }
 
-    fn adopt(&mut self, index: u16, link: Link) {
+    fn adopt(&mut self, index: u16, framed: Framed<Piece>) {
         let now = self.now();
         let stream = self.engine.session.handle_connected(index, now);
-        let receiver = Receiver::new(vec![0; AREA].into_boxed_slice(), Role::Server);
-        match Conn::new(link, receiver, stream, &self.poller, u64::from(index)) {
+        match Conn::new(framed, stream, &self.poller, u64::from(index)) {
             Ok(conn) => self.conns[usize::from(index)] = Some(conn),
             Err(error) => {
                 self.lost(index);

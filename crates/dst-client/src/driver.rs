@@ -5,7 +5,8 @@
 //! and name resolution run beside, in the [`Connector`]'s thread.
 //!
 //! Memory: a request's bytes are one pool buffer from submission to completion and, for a write that is acknowledged and
-//! not durable, on to the table of retained bytes; they are never copied on the way.
+//! not durable, on to the table of retained bytes; they are never copied on the way. With [`Options::reserve`] all of these
+//! buffers are there before the first request.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,13 +17,14 @@ use dst_engine::client::{
     user_slots, Config, Entry, FailReason, Phase, Request as Transaction, Retained, Session, Slot,
     MAX_CONNECTIONS, REPLAY_SLOTS,
 };
+use dst_ids::hex;
 use dst_net::{Connector, Event, Interest, Poller, Waker};
 use dst_proto::{Algorithm, GeometryFlags, Kind, Limits, OpFlags, HEADER_LEN, MAX_DIGEST_AREA};
 
 use crate::conn::Conn;
 use crate::connect::Attempts;
 use crate::error::fail_text;
-use crate::identity::{hex, holder};
+use crate::identity::holder;
 use crate::{
     Completion, Counters, DeviceStatus, Geometry, IoError, Op, OpenError, Options, Request,
 };
@@ -41,6 +43,12 @@ const CREDIT: u32 = 64 << 20;
 
 /// Free buffers that the pool keeps, bytes.
 const CACHED: usize = 64 << 20;
+
+/// Free buffers that a pool keeps besides a reserve, bytes.
+const CACHED_BESIDES: usize = 8 << 20;
+
+/// Requests that find room in the queue without another allocation.
+const QUEUE: usize = 1024;
 
 /// Room for the handshake, and for a header with the digests of the largest payload.
 const SCRATCH: usize = HEADER_LEN + MAX_DIGEST_AREA as usize;
@@ -191,11 +199,27 @@ impl Driver {
             Some(bytes) => ((bytes / 4096).clamp(1024, 65536) as usize, bytes),
             None => (0, 0),
         };
+        let pool = match options.reserve {
+            Some(in_flight) => {
+                // A retained write takes at least a page.
+                let retained = match options.read_only {
+                    true => 0,
+                    false => bytes.max(entries as u64 * dst_buf::ALIGNMENT as u64),
+                };
+                let all = retained.saturating_add(in_flight);
+                Pool::with_reserve(CACHED_BESIDES, usize::try_from(all).unwrap_or(usize::MAX))
+                    .map_err(|source| OpenError::NoMemory {
+                        mib: all >> 20,
+                        source,
+                    })?
+            }
+            None => Pool::new(CACHED),
+        };
         Ok(Self {
             poller,
             waker,
             connector,
-            pool: Pool::new(CACHED),
+            pool,
             engine: Engine {
                 session: Session::new(config, window),
                 slots: vec![Slot::default(); usize::from(slots)],
@@ -205,10 +229,10 @@ impl Driver {
             pending: (0..slots).map(|_| None).collect(),
             kept: (0..entries).map(|_| None).collect(),
             free: (0..user_slots(slots)).rev().collect(),
-            queue: VecDeque::new(),
-            done: Vec::new(),
+            queue: VecDeque::with_capacity(QUEUE),
+            done: Vec::with_capacity(QUEUE),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
-            marks: Vec::new(),
+            marks: Vec::with_capacity(QUEUE),
             started: Instant::now(),
             attempts: std::array::from_fn(|_| Attempts::new(local)),
             turn: Turn::default(),

@@ -55,6 +55,14 @@ pub enum OpenError {
     /// The server's terms make no device.
     #[error("the export can't be used: {0}")]
     Unusable(String),
+    /// The memory that [`crate::Options::reserve`] asks for is not there.
+    #[error("can't set {mib} MiB of memory aside for the device: {source}")]
+    NoMemory {
+        /// How much it takes, in MiB.
+        mib: u64,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Something on this machine failed.
     #[error(transparent)]
     Io(#[from] io::Error),

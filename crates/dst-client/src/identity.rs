@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use dst_ids::{from_hex, hex, random};
 use dst_proto::Holder;
 
 /// Where state that outlives a boot is kept: `DST_STATE_DIR`, or `/var/lib/dst` for root, or
@@ -32,7 +33,7 @@ pub fn identity(dir: &Path) -> io::Result<[u8; 16]> {
     let path = dir.join("identity");
     match fs::read_to_string(&path) {
         Ok(text) => {
-            return parse_id(text.trim()).ok_or_else(|| {
+            return from_hex(text.trim()).ok_or_else(|| {
                 let what = format!(
                     "{} does not hold 32 hexadecimal digits; remove it to get a new identity",
                     path.display()
@@ -69,37 +70,9 @@ pub fn holder(identity: [u8; 16]) -> Holder {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     Holder {
         identity,
-        boot: parse_id(&boot.trim().replace('-', "")).unwrap_or_default(),
+        boot: from_hex(&boot.trim().replace('-', "")).unwrap_or_default(),
         instance: random(),
     }
-}
-
-/// Random bytes from the system.
-pub fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).expect("the system has random numbers once it is up");
-    bytes
-}
-
-/// Lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-fn parse_id(text: &str) -> Option<[u8; 16]> {
-    let digits = text.as_bytes();
-    if digits.len() != 32 {
-        return None;
-    }
-    let mut id = [0; 16];
-    for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(id)
 }
 
 #[cfg(test)]
@@ -114,14 +87,5 @@ mod tests {
         fs::write(dir.join("identity"), "nonsense").unwrap();
         assert!(identity(&dir).is_err());
         fs::remove_dir_all(&dir).unwrap();
-    }
-
-    #[test]
-    fn ids_are_32_hexadecimal_digits() {
-        let id = random::<16>();
-        assert_eq!(parse_id(&hex(&id)), Some(id));
-        assert_eq!(parse_id("12"), None);
-        assert_eq!(parse_id("zz000000000000000000000000000000"), None);
-        assert_eq!(parse_id("é0000000000000000000000000000000"), None);
     }
 }

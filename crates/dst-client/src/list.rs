@@ -2,15 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use dst_engine::rx::{Head, Receiver};
-use dst_net::{Endpoint, Interest, Link, Poller};
+use dst_ids::random;
+use dst_net::{Came, End, Endpoint, Framed, Interest, NoMemory, Poller, Share};
 use dst_proto::{
     ClientName, GeometryFlags, Header, Hello, Kind, ListReply, ListRequest, Refusal, Role, Status,
-    HEADER_LEN, HELLO_LEN, HELLO_MAX, MAX_OPTIONS,
+    HEADER_LEN, HELLO_LEN,
 };
 use serde::Serialize;
 
-use crate::identity::random;
 use crate::OpenError;
 
 /// How long a server may take to answer.
@@ -46,45 +45,32 @@ pub fn list(endpoint: &Endpoint, insecure: bool, name: &str) -> Result<Vec<Liste
         return Err(OpenError::Insecure(stream.peer()));
     }
     let poller = Poller::new()?;
-    let mut link = Link::new(stream);
-    poller.add(link.fd(), 0, Interest::READ)?;
-    let mut receiver = Receiver::new(
-        vec![0; HELLO_MAX + usize::from(MAX_OPTIONS)].into_boxed_slice(),
-        Role::Server,
-    );
+    let mut framed = Framed::<()>::new(stream, Role::Server);
+    poller.add(framed.link.fd(), 0, Interest::READ)?;
     let started = Instant::now();
     let mut exports = Vec::new();
     let mut events = Vec::new();
     loop {
-        let (used, head) = receiver
-            .feed(link.peek())
-            .map_err(|fault| OpenError::Incompatible(fault.text.into()))?;
-        link.consume(used);
-        match head {
-            Some(Head::Hello(_)) => {
-                link.push_bytes(&request(name));
+        match framed.next(&mut NoMemory, &mut Share::new()) {
+            Ok(Some(Came::Hello(_))) => {
+                framed.link.push_bytes(&request(name));
                 // A few hundred bytes always fit an empty socket buffer.
-                link.flush()?;
-                continue;
+                framed.link.flush()?;
             }
-            Some(Head::Frame(header)) => {
-                if take_reply(&header, receiver.options(), &mut exports)? {
+            Ok(Some(Came::Frame(header))) => {
+                if take_reply(&header, framed.options(), &mut exports)? {
                     return Ok(exports);
                 }
-                continue;
             }
-            None if used > 0 => continue,
-            None => {}
-        }
-        let left = TIMEOUT
-            .checked_sub(started.elapsed())
-            .ok_or_else(|| unreachable("no answer".into()))?;
-        match link.fill() {
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            // No payload is accepted here.
+            Ok(Some(Came::Payload(()))) | Ok(None) => {
+                let left = TIMEOUT
+                    .checked_sub(started.elapsed())
+                    .ok_or_else(|| unreachable("no answer".into()))?;
                 poller.wait(Some(left), &mut events)?;
             }
-            Err(error) => return Err(unreachable(error.to_string())),
+            Err(End::Fault(fault)) => return Err(OpenError::Incompatible(fault.text.into())),
+            Err(End::Stream(error)) => return Err(unreachable(error.to_string())),
         }
     }
 }

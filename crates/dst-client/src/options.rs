@@ -19,6 +19,10 @@ pub struct Options {
     /// Most bytes of acknowledged writes to keep until they are durable; `None` to keep none, and to fail the device where
     /// they would have been needed.
     pub retain: Option<u64>,
+    /// Set the memory for all that is retained aside before the session is opened, and so much more, bytes, for requests
+    /// in flight: then nothing is allocated on the way of a request, as long as those in flight need no more. `None`:
+    /// memory is allocated as it is needed.
+    pub reserve: Option<u64>,
     /// Send plaintext beyond this machine.
     pub insecure: bool,
     /// The lasting part of the lease holder, see [`crate::identity`].
@@ -47,8 +51,9 @@ impl Options {
             deadline: None,
             connections: 1,
             retain: Some(256 << 20),
+            reserve: None,
             insecure: false,
-            identity: crate::identity::random(),
+            identity: dst_ids::random(),
             name: host_name(),
             connect_timeout: Some(Duration::from_secs(10)),
             digest: Algorithm::Crc32c,

@@ -1,7 +1,7 @@
 //! Acting on what the engine decided: completions, retained bytes, things to send.
 
-use dst_engine::client::{seal, CloseReason, Event, Failure, Source, Transmit, MAX_CONNECTIONS};
-use dst_proto::{Kind, Status, HEADER_LEN};
+use dst_engine::client::{CloseReason, Event, Failure, Source, Transmit, MAX_CONNECTIONS};
+use dst_proto::{Kind, Status};
 
 use crate::conn::Conn;
 use crate::driver::{transaction, Data, Driver, Pending};
@@ -159,10 +159,11 @@ impl Driver {
             return;
         };
         let outcome = loop {
-            while conn.has_room() && self.queue_one(index, &mut conn) {}
+            while conn.framed.has_room() && self.queue_one(index, &mut conn) {}
             let sent = conn.flush(&self.poller);
             self.report_sent(index, &mut conn);
-            if sent.is_err() || conn.link.wants_write() || !self.queue_one(index, &mut conn) {
+            if sent.is_err() || conn.framed.link.wants_write() || !self.queue_one(index, &mut conn)
+            {
                 break sent;
             }
         };
@@ -185,7 +186,7 @@ impl Driver {
         };
         let (header, payload) = match transmit {
             Transmit::Bytes(length) => {
-                conn.link.push_bytes(&self.scratch[..length]);
+                conn.framed.link.push_bytes(&self.scratch[..length]);
                 return true;
             }
             Transmit::Write { header, payload } => (header, payload),
@@ -205,20 +206,17 @@ impl Driver {
                 kept.slice(from as usize..from as usize + length)
             }
         };
-        let (algorithm, granule) = engine.session.digest();
-        let area = &mut self.scratch[HEADER_LEN..HEADER_LEN + header.digest_len as usize];
-        dst_digest::write_digests(algorithm, granule, payload.offset, &bytes, area);
-        let head = seal(&header, &mut self.scratch);
-        conn.link.push_bytes(&self.scratch[..head]);
-        conn.link.push_payload(bytes);
+        let digests = self.digests();
+        conn.framed
+            .push_frame(&header, digests, payload.offset, bytes, &mut self.scratch);
         if payload.source == Source::Slot {
-            conn.link.push_mark(payload.slot.into());
+            conn.framed.link.push_mark(payload.slot.into());
         }
         true
     }
 
     fn report_sent(&mut self, index: u16, conn: &mut Conn) {
-        conn.link.take_marks(&mut self.marks);
+        conn.framed.link.take_marks(&mut self.marks);
         let engine = &mut self.engine;
         for mark in self.marks.drain(..) {
             engine.session.handle_sent(

@@ -1,130 +1,62 @@
 //! What comes over a connection: frames to the engine, payload to where the engine says.
 
-use std::io;
 use std::time::Duration;
 
 use dst_engine::client::{Greeting, Names, Take};
-use dst_engine::rx::Head;
+use dst_ids::random;
+use dst_net::{Came, End, Share};
 use dst_proto::{
-    BlockStatus, ClientName, ExportName, ExtentKind as WireKind, Header, Kind, Refusal, Status,
+    BlockStatus, ClientName, DigestChoice, ExportName, ExtentKind as WireKind, Header, Kind,
+    Refusal, Status,
 };
 
-use crate::conn::{Body, Conn};
-use crate::driver::{Data, Driver};
-use crate::identity::random;
+use crate::conn::{Conn, Piece};
+use crate::driver::{Data, Driver, Pending};
 use crate::{Extent, ExtentKind, OpenError};
 
-/// Bytes taken from one connection before others get their turn.
-const BUDGET: usize = 8 << 20;
-
-/// Why reading stops.
-enum Stop {
-    /// Nothing more is there.
-    Empty,
-    /// The connection is of no more use.
-    Broken(String),
-}
-
-impl From<io::Error> for Stop {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::WouldBlock => Self::Empty,
-            _ => Self::Broken(error.to_string()),
-        }
-    }
-}
+/// Why a connection is of no more use.
+struct Broken(String);
 
 impl Driver {
-    /// Connection `index` is ready: read what is there, write what can go.
+    /// Connection `index` is ready: read what is there.
     pub(crate) fn handle_ready(&mut self, index: u16) {
         let Some(mut conn) = self.conns[usize::from(index)].take() else {
             return;
         };
         let now = self.now();
         self.engine.session.handle_alive(index, now);
-        let mut budget = BUDGET;
-        let mut asked = false;
-        let stop = loop {
-            // What the last read of an earlier turn left is old news: the first one of a turn always asks.
-            let drained = asked && conn.link.peek().is_empty() && conn.link.drained();
-            if budget == 0 {
-                // What is buffered makes no descriptor ready.
-                self.unfinished.push(index);
-                break Stop::Empty;
-            }
-            if drained {
-                break Stop::Empty;
-            }
-            asked = true;
-            if let Err(stop) = self.receive_some(index, &mut conn, &mut budget) {
-                break stop;
-            }
-        };
+        let mut share = Share::new();
+        let received = self.receive(index, &mut conn, &mut share);
         self.conns[usize::from(index)] = Some(conn);
-        if let Stop::Broken(why) = stop {
-            self.drop_connection(index, Some(why));
+        match received {
+            Ok(()) if share.is_used_up() => self.unfinished.push(index),
+            Ok(()) => {}
+            Err(Broken(why)) => self.drop_connection(index, Some(why)),
         }
     }
 
-    fn receive_some(
-        &mut self,
-        index: u16,
-        conn: &mut Conn,
-        budget: &mut usize,
-    ) -> Result<(), Stop> {
-        if let Some(body) = &mut conn.body {
-            let got = match body {
-                Body::Into { slot, at, end, .. } => {
-                    let pending = self.pending[usize::from(*slot)].as_mut();
-                    let Some(Data::Read(Some(buffer))) = pending.map(|pending| &mut pending.data)
-                    else {
-                        return Err(Stop::Broken("payload for a request that is gone".into()));
-                    };
-                    let got = conn.link.read_into(&mut buffer[*at..*end])?;
-                    *at += got;
-                    got
+    fn receive(&mut self, index: u16, conn: &mut Conn, share: &mut Share) -> Result<(), Broken> {
+        loop {
+            match conn.framed.next(&mut self.pending, share) {
+                Ok(None) => return Ok(()),
+                Ok(Some(Came::Hello(_))) => self.greet(index, conn)?,
+                Ok(Some(Came::Frame(header))) => self.take_frame(index, conn, &header)?,
+                Ok(Some(Came::Payload(piece))) => self.take_piece(index, conn, &piece),
+                Err(end) => {
+                    // Before its HELLO has come, a fault is about what is at the other end at all.
+                    if let (End::Fault(fault), []) = (&end, conn.framed.hello_bytes()) {
+                        self.note_incompatible(fault.text);
+                    }
+                    return Err(Broken(end.text()));
                 }
-                Body::Discard(left) => {
-                    let waste = (*left).min(self.scratch.len());
-                    let got = conn.link.read_into(&mut self.scratch[..waste])?;
-                    *left -= got;
-                    got
-                }
-            };
-            conn.receiver.payload_received(got as u32);
-            *budget = budget.saturating_sub(got);
-            if conn.receiver.payload_left() == 0 {
-                self.finish_payload(index, conn);
-            }
-            return Ok(());
-        }
-        if conn.link.peek().is_empty() {
-            *budget = budget.saturating_sub(conn.link.fill()?);
-        }
-        let fed = conn.receiver.feed(conn.link.peek());
-        let (used, head) = fed.map_err(|fault| {
-            // Before its HELLO has come, this is about what is at the other end at all.
-            if conn.receiver.hello_bytes().is_empty() {
-                self.note_incompatible(fault.text);
-            }
-            Stop::Broken(fault.text.into())
-        })?;
-        conn.link.consume(used);
-        match head {
-            Some(Head::Hello(_)) => self.greet(index, conn),
-            Some(Head::Frame(header)) => self.take_frame(index, conn, &header),
-            None if conn.link.peek().is_empty() => Ok(()),
-            None => {
-                *budget = budget.saturating_sub(conn.link.fill()?);
-                Ok(())
             }
         }
     }
 
-    fn greet(&mut self, index: u16, conn: &mut Conn) -> Result<(), Stop> {
+    fn greet(&mut self, index: u16, conn: &mut Conn) -> Result<(), Broken> {
         let export = self.options.endpoint.export().and_then(ExportName::new);
         let (Some(export), Some(client)) = (export, ClientName::new(&self.options.name)) else {
-            return Err(Stop::Broken("a name that can't be sent".into()));
+            return Err(Broken("a name that can't be sent".into()));
         };
         let names = Names {
             export,
@@ -132,7 +64,7 @@ impl Driver {
             implementation: concat!("dst ", env!("CARGO_PKG_VERSION")),
         };
         let greeting = Greeting {
-            hello: conn.receiver.hello_bytes(),
+            hello: conn.framed.hello_bytes(),
             nonce: random(),
             binding: dst_proto::proof::NO_BINDING,
         };
@@ -149,13 +81,13 @@ impl Driver {
             )
             .map_err(|fault| {
                 self.note_incompatible(fault.text);
-                Stop::Broken(fault.text.into())
+                Broken(fault.text.into())
             })?;
-        conn.link.push_bytes(&self.scratch[..length]);
+        conn.framed.link.push_bytes(&self.scratch[..length]);
         Ok(())
     }
 
-    fn take_frame(&mut self, index: u16, conn: &mut Conn, header: &Header) -> Result<(), Stop> {
+    fn take_frame(&mut self, index: u16, conn: &mut Conn, header: &Header) -> Result<(), Broken> {
         self.note_refusal(conn, header);
         let engine = &mut self.engine;
         let take = engine
@@ -166,41 +98,38 @@ impl Driver {
                 index,
                 conn.stream,
                 header,
-                conn.receiver.options(),
+                conn.framed.options(),
             )
-            .map_err(|fault| Stop::Broken(fault.text.into()))?;
+            .map_err(|fault| Broken(fault.text.into()))?;
         if header.kind.has_slot() {
             self.attempts[usize::from(index)].backoff.reset();
         }
         if matches!(header.kind, Kind::OPEN | Kind::JOIN) {
-            conn.receiver.forget_hello();
-            let (algorithm, granule) = engine.session.digest();
             let most = engine.session.limits().max_payload;
-            conn.receiver.accept_payload(most, algorithm, granule);
+            conn.framed.begin(most, self.digests());
         }
         match take {
             Take::Nothing => {}
-            Take::Discard => conn.body = Some(Body::Discard(header.payload_len as usize)),
+            Take::Discard => conn.framed.discard(),
             Take::Payload { slot, at } => {
                 let Some(pending) = &mut self.pending[usize::from(slot)] else {
-                    return Err(Stop::Broken("payload for a request that is gone".into()));
+                    return Err(Broken("payload for a request that is gone".into()));
                 };
                 let length = pending.length as usize;
                 if let Data::Read(buffer @ None) = &mut pending.data {
                     *buffer = Some(self.pool.get(length));
                 }
                 let at = at as usize;
-                conn.body = Some(Body::Into {
+                conn.framed.deliver(Piece {
                     slot,
                     start: at,
-                    at,
                     end: at + header.payload_len as usize,
                     offset: header.offset,
                 });
             }
             Take::Extents { slot } => {
-                let extents = extents(conn.receiver.options())
-                    .ok_or_else(|| Stop::Broken("malformed answer to BLOCK STATUS".into()))?;
+                let extents = extents(conn.framed.options())
+                    .ok_or_else(|| Broken("malformed answer to BLOCK STATUS".into()))?;
                 if let Some(pending) = &mut self.pending[usize::from(slot)] {
                     pending.data = Data::Extents(extents);
                 }
@@ -209,29 +138,14 @@ impl Driver {
         Ok(())
     }
 
-    fn finish_payload(&mut self, index: u16, conn: &mut Conn) {
-        let Some(body) = conn.body.take() else {
-            return;
-        };
-        let Body::Into {
-            slot,
-            start,
-            end,
-            offset,
-            ..
-        } = body
-        else {
-            return;
-        };
-        let (algorithm, granule) = self.engine.session.digest();
-        let good = match self.pending[usize::from(slot)].as_ref() {
-            Some(crate::driver::Pending {
+    fn take_piece(&mut self, index: u16, conn: &Conn, piece: &Piece) {
+        let good = match self.pending[usize::from(piece.slot)].as_ref() {
+            Some(Pending {
                 data: Data::Read(Some(buffer)),
                 ..
             }) => {
-                let piece = &buffer[start..end];
-                let digests = conn.receiver.digests();
-                dst_digest::verify(algorithm, granule, offset, piece, digests).is_ok()
+                let bytes = &buffer[piece.start..piece.end];
+                conn.framed.is_good(self.digests(), piece.offset, bytes)
             }
             _ => false,
         };
@@ -243,6 +157,12 @@ impl Driver {
             conn.stream,
             good,
         );
+    }
+
+    /// How the session's payloads are protected.
+    pub(crate) fn digests(&self) -> DigestChoice {
+        let (algorithm, granule) = self.engine.session.digest();
+        DigestChoice { algorithm, granule }
     }
 
     /// Trying again will not help, where no session has been open yet.
@@ -259,7 +179,7 @@ impl Driver {
         if status == Status::OK || !opening && header.kind != Kind::ERROR {
             return;
         }
-        let refusal = Refusal::decode(conn.receiver.options());
+        let refusal = Refusal::decode(conn.framed.options());
         let (text, wait) = match &refusal {
             // Its Display leaves out what could harm a terminal.
             Ok(refusal) => (refusal.message.to_string(), refusal.wait_ms),

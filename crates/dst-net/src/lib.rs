@@ -1,12 +1,12 @@
-//! Transports of DST and the buffered link over them.
+//! Transports of DST, the buffered link over them, and the frames on it.
 //!
 //! A transport is any reliable ordered byte stream; each is one small file behind [`Transport`] (the connecting side,
 //! blocking, for threads of the control path), [`Listener`] and [`Stream`] (non-blocking, for event loops):
 //! [`tcp`], [`unix`], [`exec`] with [`stdio`] as its server side. [`url`] names them. A new one is one more such file
 //! and a line in [`url`].
 //!
-//! [`Link`] puts batched input and a vectored output queue round a stream; [`Poller`] and [`Waker`] are the event
-//! loop's part; [`Connector`] takes blocking connects off its hands and [`Backoff`] paces them.
+//! [`Link`] puts batched input and a vectored output queue round a stream, [`Framed`] the frames of the protocol round a
+//! link; [`Poller`], [`Watch`] and [`Waker`] are the event loop's part; [`Connector`] takes blocking connects off its hands and [`Backoff`] paces them.
 //!
 //! ```no_run
 //! use dst_net::{Endpoint, Link};
@@ -26,12 +26,14 @@ use std::time::Duration;
 pub mod backoff;
 pub mod connector;
 pub mod exec;
+pub mod framed;
 pub mod link;
 pub mod poller;
 pub mod stdio;
 pub mod tcp;
 pub mod unix;
 pub mod url;
+pub mod watch;
 
 mod rx;
 mod socket;
@@ -39,10 +41,12 @@ mod tx;
 
 pub use backoff::Backoff;
 pub use connector::Connector;
+pub use framed::{Came, End, Framed, Memory, NoMemory, Share};
 pub use link::Link;
 pub use poller::{Event, Interest, Poller, Waker};
 pub use stdio::StdioStream;
 pub use url::{Address, Endpoint, UrlError};
+pub use watch::Watch;
 
 /// A connected byte stream, non-blocking. Dropping it closes it.
 ///

@@ -1,11 +1,20 @@
-//! A link in steady state allocates nothing. One test only: the counter sees every thread of the process.
+//! A link in steady state, and the frames on it, allocate nothing. One test only: the counter sees every thread of the process.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dst_buf::Pool;
-use dst_net::{Endpoint, Link};
+use dst_buf::{Buf, Pool};
+use dst_net::{Came, Endpoint, Framed, Memory, Share};
+use dst_proto::{
+    digest, Algorithm, DigestChoice, Header, Hello, Kind, Role, HEADER_LEN, HELLO_LEN,
+    MAX_DIGEST_AREA,
+};
+
+const DIGESTS: DigestChoice = DigestChoice {
+    algorithm: Algorithm::Crc32c,
+    granule: 4096,
+};
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
@@ -28,34 +37,52 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// Sixteen frames with header, payload and mark, from one end to the other.
-fn round(near: &mut Link, far: &mut Link, pool: &Pool, marks: &mut Vec<u64>, len: usize) {
-    for n in 0..16 {
-        near.push_bytes(&[n; 64]);
-        near.push_payload(pool.get(len).share());
-        near.push_mark(u64::from(n));
+struct Own;
+
+impl Memory<Buf> for Own {
+    fn room<'a>(&'a mut self, buffer: &'a mut Buf) -> Option<&'a mut [u8]> {
+        Some(buffer)
     }
-    for _ in 0..16 {
-        let mut header = [0; 64];
-        read_all(near, far, &mut header);
-        let mut place = pool.get(len);
-        read_all(near, far, &mut place);
-    }
-    near.take_marks(marks);
-    assert_eq!(marks.len(), 16);
-    marks.clear();
 }
 
-fn read_all(near: &mut Link, far: &mut Link, place: &mut [u8]) {
-    let mut done = 0;
-    while done < place.len() {
-        near.flush().unwrap();
-        match far.read_into(&mut place[done..]) {
-            Ok(n) => done += n,
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(e) => panic!("{e}"),
+/// Sixteen frames with header, digests, payload and mark, from one end to the other.
+fn round(
+    near: &mut Framed<Buf>,
+    far: &mut Framed<Buf>,
+    pool: &Pool,
+    marks: &mut Vec<u64>,
+    scratch: &mut [u8],
+    len: u32,
+) {
+    for n in 0..16 {
+        let digest_len = digest::area_len(DIGESTS.algorithm, DIGESTS.granule, 0, len);
+        let header = Header {
+            payload_len: len,
+            digest_len: digest_len.unwrap(),
+            ..Header::new(Kind::WRITE)
+        };
+        let payload = pool.get(len as usize).share();
+        near.push_frame(&header, DIGESTS, 0, payload, scratch);
+        near.link.push_mark(n);
+    }
+    let mut left = 16;
+    while left > 0 {
+        near.link.flush().unwrap();
+        let mut share = Share::new();
+        while let Some(came) = far.next(&mut Own, &mut share).unwrap() {
+            match came {
+                Came::Hello(_) => far.begin(1 << 20, DIGESTS),
+                Came::Frame(header) => far.deliver(pool.get(header.payload_len as usize)),
+                Came::Payload(buffer) => {
+                    assert!(far.is_good(DIGESTS, 0, &buffer));
+                    left -= 1;
+                }
+            }
         }
     }
+    near.link.take_marks(marks);
+    assert_eq!(marks.len(), 16);
+    marks.clear();
 }
 
 #[test]
@@ -70,17 +97,23 @@ fn frames_of_every_size_go_through_without_an_allocation() {
         .parse::<Endpoint>()
         .unwrap()
         .transport();
-    let mut near = Link::new(transport.connect(Duration::from_secs(5)).unwrap());
-    let mut far = Link::new(listener.accept().unwrap());
+    let stream = transport.connect(Duration::from_secs(5)).unwrap();
+    let mut near = Framed::new(stream, Role::Server);
+    let mut far = Framed::new(listener.accept().unwrap(), Role::Client);
+    let mut hello = [0; HELLO_LEN];
+    Hello::new(Role::Client, [0; 16], "").encode(&mut hello);
+    near.link.push_bytes(&hello);
     let pool = Pool::new(64 << 20);
     let mut marks = Vec::with_capacity(16);
-    let sizes = [512, 4096, 16 << 10, 128 << 10, 1 << 20];
-    for len in sizes {
-        round(&mut near, &mut far, &pool, &mut marks, len);
-    }
+    let mut scratch = vec![0; HEADER_LEN + MAX_DIGEST_AREA as usize];
+    let mut all = |near: &mut _, far: &mut _, times| {
+        let sizes = [512, 4096, 16 << 10, 128 << 10, 1 << 20];
+        for len in sizes.into_iter().cycle().take(times) {
+            round(near, far, &pool, &mut marks, &mut scratch, len);
+        }
+    };
+    all(&mut near, &mut far, 5);
     let before = ALLOCATIONS.load(Ordering::Relaxed);
-    for len in sizes.into_iter().cycle().take(50) {
-        round(&mut near, &mut far, &pool, &mut marks, len);
-    }
+    all(&mut near, &mut far, 50);
     assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0);
 }

@@ -2,21 +2,22 @@
 
 use std::time::Duration;
 
-use dst_engine::rx::Receiver;
 use dst_engine::server::{Admission, Config as SessionConfig, ConnId, PIECE};
-use dst_net::Link;
+use dst_ids::random;
+use dst_net::{Framed, Link};
 use dst_proto::{
     digest, proof, Algorithm, DigestChoice, Digests, Header, JoinRequest, Joined, Kind, Limits,
     Mode, OpenRequest, Opened, SessionGrant, Status, Times, MAX_PAYLOAD, MAX_SLOTS, NO_SLOT,
 };
 
 use crate::asking::Asking;
-use crate::conn::Conn;
+use crate::budget::Reservation;
+use crate::conn::{Conn, Incoming};
 use crate::drain::Drain;
 use crate::frames::{frame, refusal};
 use crate::member::Member;
 use crate::port::Arrival;
-use crate::worker::{nanoseconds, random, Worker};
+use crate::worker::{nanoseconds, Worker};
 
 /// The most of everything that one session gets.
 const LIMITS: Limits = Limits {
@@ -27,6 +28,8 @@ const LIMITS: Limits = Limits {
     credit_bytes: 16 << 20,
 };
 
+/// Milliseconds after which there may be room for another session.
+const FULL_MS: u32 = 1000;
 /// What a client is told that comes while the server stops.
 pub(crate) const STOPPING: &str = "this server is about to stop";
 /// How long a reader's session without a connection is kept at most. It has nothing to lose: its client reads again.
@@ -46,34 +49,40 @@ impl Worker {
     }
 
     fn handle_open(&mut self, arrival: Arrival) {
-        let Arrival {
-            link,
-            receiver,
-            nonce,
-            ..
-        } = arrival;
-        let open = match OpenRequest::decode(receiver.options()) {
+        let Arrival { framed, nonce, .. } = arrival;
+        let open = match OpenRequest::decode(framed.options()) {
             Ok(open) if open.nonce == nonce => open,
             Ok(_) => {
                 return turn_away(
-                    link,
+                    framed.link,
                     Kind::OPEN,
                     Status::PROTOCOL,
                     "the nonce is not this stream's",
                 )
             }
             Err(error) => {
-                return turn_away(link, Kind::OPEN, error.status(), "malformed options");
+                return turn_away(framed.link, Kind::OPEN, error.status(), error.text());
             }
         };
         if self.drain != Drain::No {
-            return turn_away(link, Kind::OPEN, Status::DRAINING, STOPPING);
+            return turn_away(framed.link, Kind::OPEN, Status::DRAINING, STOPPING);
         }
-        let limits = open.limits.min(&LIMITS);
-        if !self.is_enough(&limits) {
+        let wanted = open.limits.min(&LIMITS);
+        if !self.is_enough(&wanted) {
             let text = "the limits leave no room for a session";
-            return turn_away(link, Kind::OPEN, Status::INVALID, text);
+            return turn_away(framed.link, Kind::OPEN, Status::INVALID, text);
         }
+        let writable = open.mode == Mode::SoleWriter;
+        if writable {
+            self.forget_those_gone();
+        }
+        let Some((limits, memory)) = self.reserve(&wanted, writable) else {
+            let mut link = framed.link;
+            let text =
+                "the server has no memory for another client; `dst serve --memory` allows more";
+            link.push_bytes(&refusal(Kind::OPEN, Status::LIMIT, text, Some(FULL_MS)));
+            return say_farewell(link);
+        };
         let number = self.directory.assign(self.index);
         self.tell_signs_of_life();
         let now = self.now();
@@ -87,24 +96,38 @@ impl Worker {
         }
         let asking = Asking {
             limits,
+            memory,
             digests: open.digests,
-            writable: open.mode == Mode::SoleWriter,
+            writable,
             client: open.client.as_str().to_owned(),
-            link,
-            receiver,
+            framed,
         };
         match admission {
             Admission::Refused(refused) => {
                 self.directory.remove(number);
-                self.refuse_open(asking.link, refused);
+                self.refuse_open(asking.framed.link, refused);
             }
             Admission::Granted => self.begin_session(number, asking),
             Admission::Pending => self.keep_asking(number, asking),
         }
     }
 
+    /// Memory for a session: readers that have gone are ended for it.
+    fn reserve(&mut self, wanted: &Limits, writable: bool) -> Option<(Limits, Reservation)> {
+        loop {
+            let reserved = self.budget.reserve(wanted, writable.then_some(self.index));
+            if reserved.is_some() || !self.end_loneliest_reader() {
+                return reserved;
+            }
+        }
+    }
+
     /// Ends the reader that has been without a connection longest, to make room. Answers whether there was one.
     fn end_loneliest_reader(&mut self) -> bool {
+        // One may have gone without the poller having told of it yet.
+        for id in self.conns.keys().copied().collect::<Vec<_>>() {
+            self.hear_reader(id);
+        }
         let readers = self.members.values_mut().filter_map(|member| {
             let reads = !member.session.is_writable() && !member.session.is_ended();
             let since = member.session.alone_since().filter(|_| reads)?;
@@ -117,6 +140,15 @@ impl Worker {
         member.session.settle(&mut member.slots, reason);
         self.take_events();
         true
+    }
+
+    /// Takes what has come over connection `id` if it is a reader's, the end of the stream above all.
+    fn hear_reader(&mut self, id: u32) {
+        let member = self.conns.get(&id).map(|conn| conn.session);
+        let member = member.and_then(|number| self.members.get(&number));
+        if member.is_some_and(|member| !member.session.is_writable()) {
+            self.handle_ready(id);
+        }
     }
 
     /// Whether a session can be had with these limits: a slot beside that for FLUSH, a connection, a block.
@@ -134,7 +166,7 @@ impl Worker {
             self.rules.settled(number);
             self.directory.remove(number);
             let text = "the server can't save its state";
-            return turn_away(asking.link, Kind::OPEN, Status::IO, text);
+            return turn_away(asking.framed.link, Kind::OPEN, Status::IO, text);
         }
         let now = self.now();
         let config = SessionConfig {
@@ -168,21 +200,29 @@ impl Worker {
         };
         let key = self.next_key;
         self.next_key = self.next_key.wrapping_add(1).max(1);
-        let mut member = Member::new(key, config, secret, &asking.client, ConnId(conn), now);
+        let first = ConnId(conn);
+        let mut member = Member::new(
+            key,
+            config,
+            asking.memory,
+            secret,
+            &asking.client,
+            first,
+            now,
+        );
         let gated = self.rules.is_gated(number);
         member.session.set_gate(&mut member.slots, gated);
         let header = Header::reply(Kind::OPEN, NO_SLOT, 0, Status::OK, member.session.credit());
         let answer = frame(header, |out| opened.encode(out));
         self.members.insert(number, member);
         self.keys.insert(key, number);
-        self.adopt(number, asking.link, asking.receiver, &answer);
+        self.adopt(number, asking.framed, &answer);
         self.publish();
     }
 
     fn handle_join(&mut self, arrival: Arrival) {
         let Arrival {
-            link,
-            receiver,
+            framed,
             header,
             hello,
             nonce,
@@ -191,32 +231,32 @@ impl Worker {
         let lost = "this server does not know the session";
         let conn = ConnId(self.next_conn);
         let now = self.now();
-        let request = match JoinRequest::decode(receiver.options()) {
+        let request = match JoinRequest::decode(framed.options()) {
             Ok(request) if request.nonce == nonce => request,
             Ok(_) => {
                 return turn_away(
-                    link,
+                    framed.link,
                     Kind::JOIN,
                     Status::PROTOCOL,
                     "the nonce is not this stream's",
                 )
             }
             Err(error) => {
-                return turn_away(link, Kind::JOIN, error.status(), "malformed options");
+                return turn_away(framed.link, Kind::JOIN, error.status(), error.text());
             }
         };
         let join = request.join;
         let Some(member) = self.members.get_mut(&join.session) else {
-            return turn_away(link, Kind::JOIN, Status::SESSION_LOST, lost);
+            return turn_away(framed.link, Kind::JOIN, Status::SESSION_LOST, lost);
         };
         let transcript = proof::Transcript {
             server_hello: &hello,
-            client_hello: receiver.hello_bytes(),
+            client_hello: framed.hello_bytes(),
             binding: &proof::NO_BINDING,
         };
         // Whoever does not know the secret means another session of that number, of another server's life.
         if !proof::verify(&member.secret, &transcript, &join, &request.proof) {
-            return turn_away(link, Kind::JOIN, Status::SESSION_LOST, lost);
+            return turn_away(framed.link, Kind::JOIN, Status::SESSION_LOST, lost);
         }
         let joined = member.session.join(
             &mut member.slots,
@@ -227,7 +267,7 @@ impl Worker {
             now,
         );
         if let Err(status) = joined {
-            return turn_away(link, Kind::JOIN, status, status.name());
+            return turn_away(framed.link, Kind::JOIN, status, status.name());
         }
         let entries = member.session.slot_entries(&member.slots, header.acked);
         let state = self.rules.state();
@@ -236,34 +276,22 @@ impl Worker {
         let answer = frame(reply, |out| {
             Joined::encode_from(&state, &geometry, entries, out)
         });
-        self.adopt(join.session, link, receiver, &answer);
+        self.adopt(join.session, framed, &answer);
     }
 
     /// A stream becomes a connection of session `number`, under the id that the session knows.
-    fn adopt(
-        &mut self,
-        number: u64,
-        mut link: Link,
-        mut receiver: Receiver<Box<[u8]>>,
-        answer: &[u8],
-    ) {
+    fn adopt(&mut self, number: u64, mut framed: Framed<Incoming>, answer: &[u8]) {
         let id = self.next_conn;
         self.next_conn = self.next_conn.wrapping_add(1);
-        if link.stream().is_local() && !self.local_clients {
+        if framed.link.stream().is_local() && !self.local_clients {
             self.local_clients = true;
             protect_from_local_clients();
         }
-        link.push_bytes(answer);
+        framed.link.push_bytes(answer);
         if let Some(member) = self.members.get(&number) {
-            let digests = member.session.digests();
-            receiver.forget_hello();
-            receiver.accept_payload(
-                member.limits.max_payload,
-                digests.algorithm,
-                digests.granule,
-            );
+            framed.begin(member.limits.max_payload, member.session.digests());
         }
-        match Conn::new(link, receiver, number, &self.poller, id) {
+        match Conn::new(framed, number, &self.poller, id) {
             Ok(conn) => {
                 self.conns.insert(id, conn);
                 // More may have come behind OPEN or JOIN already.

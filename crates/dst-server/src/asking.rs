@@ -4,20 +4,21 @@
 
 use std::io;
 
-use dst_engine::rx::Receiver;
 use dst_engine::server::Refused;
-use dst_net::{Interest, Link};
+use dst_net::{Framed, Interest, Link};
 use dst_proto::{Digests, Kind, Limits, Status};
 
 use crate::admit::{say_farewell, turn_away, STOPPING};
+use crate::budget::Reservation;
+use crate::conn::Incoming;
 use crate::frames::refusal;
 use crate::worker::{Worker, ASKING};
 
 /// An OPEN whose answer is being decided.
 pub(crate) struct Asking {
-    pub link: Link,
-    pub receiver: Receiver<Box<[u8]>>,
+    pub framed: Framed<Incoming>,
     pub limits: Limits,
+    pub memory: Reservation,
     pub digests: Digests,
     pub writable: bool,
     pub client: String,
@@ -29,7 +30,9 @@ impl Worker {
         self.admitted_client.clone_from(&asking.client);
         // Where this fails the client's end is not noticed before it is let in, no more.
         let token = ASKING | number;
-        let _ = self.poller.add(asking.link.fd(), token, Interest::READ);
+        let _ = self
+            .poller
+            .add(asking.framed.link.fd(), token, Interest::READ);
         self.asking.insert(number, asking);
     }
 
@@ -38,16 +41,28 @@ impl Worker {
         let Some(asking) = self.asking.get_mut(&number) else {
             return;
         };
-        let gone = match asking.link.fill() {
-            // Whatever it is, it is taken when the session is there. Until then only the end of the stream counts.
-            Ok(_) => {
-                let (poller, fd) = (&self.poller, asking.link.fd());
-                poller.modify(fd, ASKING | number, Interest::NONE).is_err()
+        let gone = loop {
+            match asking.framed.link.fill() {
+                // Whatever it is, it is taken when the session is there. Until then only the end of the stream counts.
+                Ok(_) => {
+                    let (poller, fd) = (&self.poller, asking.framed.link.fd());
+                    if poller.modify(fd, ASKING | number, Interest::NONE).is_err() {
+                        break true;
+                    }
+                }
+                Err(error) => break error.kind() != io::ErrorKind::WouldBlock,
             }
-            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
         };
         if gone {
             self.cancel_asking(number, None);
+        }
+    }
+
+    /// Looks whether those whose OPEN is being decided are still there. Nobody is to be sent away because of one that has
+    /// gone, only because the poller has not told of it yet.
+    pub(crate) fn forget_those_gone(&mut self) {
+        for number in self.asking.keys().copied().collect::<Vec<_>>() {
+            self.handle_asking(number);
         }
     }
 
@@ -56,14 +71,14 @@ impl Worker {
         self.rules.cancel(number);
         self.directory.remove(number);
         if let (Some(asking), Some(status)) = (self.take_asking(number), status) {
-            turn_away(asking.link, Kind::OPEN, status, STOPPING);
+            turn_away(asking.framed.link, Kind::OPEN, status, STOPPING);
         }
     }
 
     fn take_asking(&mut self, number: u64) -> Option<Asking> {
         let asking = self.asking.remove(&number)?;
         // An error means that it is not there any more.
-        let _ = self.poller.remove(asking.link.fd());
+        let _ = self.poller.remove(asking.framed.link.fd());
         Some(asking)
     }
 
@@ -71,7 +86,7 @@ impl Worker {
     pub(crate) fn refuse_asking(&mut self, number: u64, refused: Refused) {
         self.directory.remove(number);
         if let Some(asking) = self.take_asking(number) {
-            self.refuse_open(asking.link, refused);
+            self.refuse_open(asking.framed.link, refused);
         }
     }
 
@@ -94,7 +109,7 @@ impl Worker {
             Status::LEASE_LOST => "another client has been let in to write since".to_owned(),
             Status::EXPORT_CHANGED => "another disk has this name now".to_owned(),
             Status::READ_ONLY => "the export is read-only; attach it with --read-only".to_owned(),
-            Status::LIMIT => "too many sessions".to_owned(),
+            Status::LIMIT => "too many clients use this export; try again".to_owned(),
             status => status.name().to_owned(),
         };
         link.push_bytes(&refusal(Kind::OPEN, refused.status, &text, refused.wait));

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use dst_net::Endpoint;
 
+use crate::budget;
+
 /// One export to offer.
 #[derive(Debug, Clone)]
 pub struct ExportConfig {
@@ -39,10 +41,16 @@ pub struct Config {
     pub keepalive: Duration,
     /// How long a stop waits for what is in flight.
     pub drain_timeout: Duration,
+    /// Bytes that all sessions together may take: of buffers, tables and payload, not of exports that are memory. At least
+    /// [`Config::LEAST_MEMORY`].
+    pub memory: u64,
 }
 
 impl Config {
-    /// The defaults.
+    /// The least [`Config::memory`], bytes.
+    pub const LEAST_MEMORY: u64 = budget::LEAST;
+
+    /// The defaults; of memory, a quarter of what this process may use of the machine's.
     pub fn new(exports: Vec<ExportConfig>, listen: Vec<Endpoint>, state_dir: PathBuf) -> Self {
         Self {
             exports,
@@ -54,6 +62,7 @@ impl Config {
             lease_time: Duration::from_secs(30),
             keepalive: Duration::from_millis(2500),
             drain_timeout: Duration::from_secs(10),
+            memory: budget::of_this_machine(),
         }
     }
 }
@@ -104,6 +113,9 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The memory that it may use is too little.
+    #[error("{} MiB of memory are too little for a server; it needs {} MiB", .0 >> 20, Config::LEAST_MEMORY >> 20)]
+    Memory(u64),
     /// Something on this machine failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),

@@ -1,12 +1,13 @@
 //! Acting on what the rules of the sessions and of the export decide.
 
 use dst_engine::server::{Action, CloseReason, Event, Record};
+use dst_ids::{hex, random};
 use dst_proto::Status;
 
 use crate::drain::Drain;
 use crate::frames;
-use crate::record::{hex, SavedLease};
-use crate::worker::{random, Worker, LEAVING};
+use crate::record::SavedLease;
+use crate::worker::{Worker, LEAVING};
 
 impl Worker {
     /// Does what the rules want until they want nothing more. Answers whether there was anything.
@@ -129,12 +130,12 @@ impl Worker {
             return;
         };
         if let CloseReason::Ended(status) = reason {
-            if status != Status::OK && conn.has_room() {
+            if status != Status::OK && conn.framed.has_room() {
                 let text = "the session has ended";
-                conn.link.push_bytes(&frames::error(status, text));
+                conn.framed.link.push_bytes(&frames::error(status, text));
             }
         }
-        conn.body = None;
+        conn.framed.drop_place();
         conn.leaving = Some(until);
     }
 

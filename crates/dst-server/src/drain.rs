@@ -56,7 +56,10 @@ impl Worker {
     pub(crate) fn drain_step(&mut self) -> Option<bool> {
         if let Drain::Finishing(until) = self.drain {
             let idle = self.members.values().all(|member| member.session.is_idle());
-            let sent = self.conns.values().all(|conn| !conn.link.wants_write());
+            let sent = self
+                .conns
+                .values()
+                .all(|conn| !conn.framed.link.wants_write());
             if !(idle && sent) && self.now() < until {
                 return None;
             }

@@ -3,11 +3,12 @@
 //! A backend's token is the session's key and the slot; key 0 is the export's own flush. A key is never used twice, so a
 //! late completion can't be taken for another session's.
 
+use dst_ids::random;
 use dst_proto::{Extent, ExtentKind, Kind, OpFlags, Status, MAX_EXTENTS, NO_SLOT};
 use dst_store::{Completion, Op, Outcome, Request, StoreError};
 
 use crate::member::{Data, Member};
-use crate::worker::{random, Worker};
+use crate::worker::Worker;
 
 /// Key of the export's own flush.
 const OWN: u32 = 0;
@@ -23,7 +24,7 @@ impl Worker {
                         break;
                     };
                     let op = operation(&self.pool, member, &execute);
-                    member.start(&execute);
+                    member.start(&execute, &op);
                     self.backend.submit(Request {
                         token: token(member.key, execute.slot),
                         op,

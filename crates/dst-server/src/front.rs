@@ -11,13 +11,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dst_engine::rx::{Head, Receiver};
-use dst_net::{Event, Interest, Link, Listener, Poller, Stream, Waker};
+use dst_ids::random;
+use dst_net::{
+    Came, End, Event, Framed, Interest, Listener, NoMemory, Poller, Share, Stream, Waker,
+};
 use dst_proto::{
     ClientName, Credit, ExportName, Header, Hello, JoinRequest, Kind, ListReply, Listed,
-    OpenRequest, Role, Status, HELLO_LEN, HELLO_MAX, MAX_DIGEST_AREA, MAX_OPTIONS, NO_SLOT,
+    OpenRequest, OptionError, Role, Status, HELLO_LEN, MAX_OPTIONS, NO_SLOT,
 };
 
+use crate::conn::Incoming;
 use crate::frames::{error, frame, refusal};
 use crate::port::{Arrival, Directory, Listing, Message, Port};
 
@@ -27,9 +30,6 @@ const GREETING: Duration = Duration::from_secs(10);
 const GUESTS: usize = 256;
 /// Most streams accepted before guests get their turn.
 const ACCEPTS: usize = 64;
-/// Receive area: that of a connection, since it becomes one. It is zeroed memory, which costs nothing until it is used; the
-/// deadline and the number of guests bound what strangers can use of it.
-const AREA: usize = HELLO_MAX + MAX_OPTIONS as usize + MAX_DIGEST_AREA as usize;
 /// After an error of accept itself.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -41,8 +41,7 @@ const FIRST_GUEST: u64 = 1 << 32;
 
 /// One stream that has not said yet what it wants.
 struct Guest {
-    link: Link,
-    receiver: Receiver<Box<[u8]>>,
+    framed: Framed<Incoming>,
     hello: [u8; HELLO_LEN],
     nonce: [u8; 16],
     since: Instant,
@@ -143,10 +142,7 @@ impl Front {
 
     /// Makes room: any guest has to go.
     fn send_one_away(&mut self) {
-        let mut random = [0; 8];
-        // Without random numbers there are no nonces either, and no guests.
-        let _ = getrandom::fill(&mut random);
-        let at = usize::from_le_bytes(random) % self.guests.len().max(1);
+        let at = usize::from_le_bytes(random()) % self.guests.len().max(1);
         let token = self.guests.keys().nth(at).copied();
         if let Some(guest) = token.and_then(|token| self.guests.remove(&token)) {
             self.forget(&guest);
@@ -170,10 +166,7 @@ impl Front {
 
     fn welcome(&mut self, stream: Box<dyn Stream>) {
         let trusted = stream.is_trusted();
-        let mut nonce = [0; 16];
-        if getrandom::fill(&mut nonce).is_err() {
-            return;
-        }
+        let nonce = random();
         let ours = Hello::new(
             Role::Server,
             nonce,
@@ -181,7 +174,8 @@ impl Front {
         );
         let mut hello = [0; HELLO_LEN];
         ours.encode(&mut hello);
-        let mut link = Link::new(stream);
+        let mut framed = Framed::new(stream, Role::Client);
+        let link = &mut framed.link;
         link.push_bytes(&hello);
         if !trusted && !self.insecure {
             let text = "this server takes unencrypted connections from its own machine only; \
@@ -199,14 +193,16 @@ impl Front {
             self.send_one_away();
         }
         let token = self.next_guest;
-        if self.poller.add(link.fd(), token, Interest::READ).is_err() {
+        if self
+            .poller
+            .add(framed.link.fd(), token, Interest::READ)
+            .is_err()
+        {
             return;
         }
         self.next_guest += 1;
-        let area = vec![0; AREA].into_boxed_slice();
         let guest = Guest {
-            link,
-            receiver: Receiver::new(area, Role::Client),
+            framed,
             hello,
             nonce,
             since: Instant::now(),
@@ -216,7 +212,7 @@ impl Front {
 
     fn forget(&self, guest: &Guest) {
         // An error means that it is not there any more.
-        let _ = self.poller.remove(guest.link.fd());
+        let _ = self.poller.remove(guest.framed.link.fd());
     }
 
     fn listen_to(&mut self, token: u64) {
@@ -238,8 +234,7 @@ impl Front {
                     return;
                 };
                 port.send(Message::Arrival(Box::new(Arrival {
-                    link: guest.link,
-                    receiver: guest.receiver,
+                    framed: guest.framed,
                     header,
                     hello: guest.hello,
                     nonce: guest.nonce,
@@ -250,39 +245,33 @@ impl Front {
     }
 
     fn hear(&self, guest: &mut Guest) -> Verdict {
+        let mut share = Share::new();
         loop {
-            let (used, head) = match guest.receiver.feed(guest.link.peek()) {
-                Ok(fed) => fed,
-                Err(fault) => return turn_away(guest, error(fault.status, fault.text)),
-            };
-            guest.link.consume(used);
-            match head {
-                Some(Head::Hello(theirs)) => {
+            match guest.framed.next(&mut NoMemory, &mut share) {
+                Ok(Some(Came::Hello(theirs))) => {
                     let ours = Hello::new(Role::Server, guest.nonce, "");
                     if let Err(reason) = Hello::negotiate(&ours, &theirs) {
                         return turn_away(guest, error(Status::PROTOCOL, reason.text()));
                     }
-                    continue;
                 }
-                Some(Head::Frame(header)) => return self.route(guest, header),
-                None if used > 0 => continue,
-                None => {}
-            }
-            match guest.link.fill() {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Verdict::Stays,
-                Err(_) => return Verdict::Leaves,
+                Ok(Some(Came::Frame(header))) => return self.route(guest, header),
+                // No payload is accepted here.
+                Ok(Some(Came::Payload(_))) | Ok(None) => return Verdict::Stays,
+                Err(End::Fault(fault)) => {
+                    return turn_away(guest, error(fault.status, fault.text));
+                }
+                Err(End::Stream(_)) => return Verdict::Leaves,
             }
         }
     }
 
     fn route(&self, guest: &mut Guest, header: Header) -> Verdict {
-        let options = guest.receiver.options();
+        let options = guest.framed.options();
         match header.kind {
             Kind::OPEN => {
                 let open = match OpenRequest::decode(options) {
                     Ok(open) => open,
-                    Err(_) => return turn_away(guest, malformed(Kind::OPEN)),
+                    Err(error) => return turn_away(guest, malformed(Kind::OPEN, error)),
                 };
                 let name = open.name.as_str();
                 match self.ports.iter().position(|port| port.name == name) {
@@ -297,7 +286,7 @@ impl Front {
             Kind::JOIN => {
                 let join = match JoinRequest::decode(options) {
                     Ok(request) => request.join,
-                    Err(_) => return turn_away(guest, malformed(Kind::JOIN)),
+                    Err(error) => return turn_away(guest, malformed(Kind::JOIN, error)),
                 };
                 match self.directory.find(join.session) {
                     Some(export) => Verdict::MovesTo(export, header),
@@ -354,14 +343,15 @@ fn entry(listing: &Listing) -> Option<Listed<'_>> {
     })
 }
 
-fn malformed(kind: Kind) -> Vec<u8> {
-    refusal(kind, Status::PROTOCOL, "malformed options", None)
+fn malformed(kind: Kind, error: OptionError) -> Vec<u8> {
+    refusal(kind, error.status(), error.text(), None)
 }
 
 fn turn_away(guest: &mut Guest, words: Vec<u8>) -> Verdict {
-    guest.link.push_bytes(&words);
+    let link = &mut guest.framed.link;
+    link.push_bytes(&words);
     // What does not go at once is not worth keeping the stream for.
-    let _ = guest.link.flush();
-    guest.link.shutdown();
+    let _ = link.flush();
+    link.shutdown();
     Verdict::Leaves
 }

@@ -6,6 +6,7 @@
 
 mod admit;
 mod asking;
+mod budget;
 mod config;
 mod conn;
 mod decide;

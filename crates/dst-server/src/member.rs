@@ -1,11 +1,20 @@
 //! One session with the memory that its rules work on and the bytes that its slots hold.
+//!
+//! What is read for a client is *held* from the moment that the backend gets the buffer until nothing refers to it any more:
+//! in the backend, in its slot, and in the queues of connections; so are the extents of a BLOCK STATUS. Invariant: `held` is at most one of the session's largest
+//! READs more than what its [`Reservation`] covers, so that a session which can't have more goes on one READ at a time.
+
+use std::collections::VecDeque;
 
 use dst_buf::Shared;
 use dst_engine::server::{Config, ConnId, Execute, Lane, Session, Slot};
-use dst_proto::{Extent, Kind, Limits, OpFlags};
+use dst_proto::{Extent, Kind, Limits, OpFlags, MAX_EXTENTS};
+use dst_store::Op;
 
-/// What a session may have read, or be about to read, that its client has not taken, bytes. The rest waits.
-const READ_AHEAD: u64 = 32 << 20;
+use crate::budget::Reservation;
+
+/// Most bytes that the extents of one answer take.
+const EXTENTS: u64 = (MAX_EXTENTS * size_of::<Extent>()) as u64;
 
 /// Bytes of the request in a slot.
 #[derive(Default)]
@@ -26,7 +35,7 @@ pub(crate) struct Started {
     pub id: u64,
     /// It is a FLUSH, or has FUA.
     pub syncs: bool,
-    /// Bytes that a READ will bring.
+    /// Bytes that what is read for the client takes.
     reads: u64,
 }
 
@@ -43,7 +52,11 @@ pub(crate) struct Member {
     data: Vec<Data>,
     /// What the backend has, by slot.
     started: Vec<Started>,
-    held_reads: u64,
+    memory: Reservation,
+    /// Bytes of the blocks with what is read for the client.
+    held: u64,
+    /// What of that is no slot's any more.
+    sent: VecDeque<Shared>,
     /// Something may have been left unexecuted because the client does not take what it reads.
     throttled: bool,
 }
@@ -52,6 +65,7 @@ impl Member {
     pub fn new(
         key: u32,
         config: Config,
+        memory: Reservation,
         secret: [u8; 16],
         client: &str,
         conn: ConnId,
@@ -71,35 +85,44 @@ impl Member {
             limits,
             data: (0..slots).map(|_| Data::None).collect(),
             started: vec![Started::default(); slots],
-            held_reads: 0,
+            memory,
+            held: 0,
+            sent: VecDeque::with_capacity(slots),
             throttled: false,
         }
     }
 
     /// Whether the client takes what it reads, so that more may be read for it.
     pub fn may_execute(&mut self) -> bool {
-        self.throttled = self.held_reads >= READ_AHEAD;
+        self.throttled = !self.may_read();
         !self.throttled
     }
 
-    /// Whether it has taken enough since to go on.
-    pub fn may_resume(&self) -> bool {
-        self.throttled && self.held_reads < READ_AHEAD
+    fn may_read(&mut self) -> bool {
+        self.held == 0 || self.memory.cover(self.held)
     }
 
-    /// Notes that the backend gets a request.
-    pub fn start(&mut self, execute: &Execute) {
+    /// Whether it has taken enough since to go on.
+    pub fn may_resume(&mut self) -> bool {
+        if self.throttled {
+            self.let_go_of_sent();
+        }
+        self.throttled && self.may_read()
+    }
+
+    /// Notes that the backend gets a request as `op`.
+    pub fn start(&mut self, execute: &Execute, op: &Op) {
         if let Some(place) = self.started.get_mut(usize::from(execute.slot)) {
             *place = Started {
                 id: execute.id,
                 syncs: execute.kind == Kind::FLUSH || execute.flags.contains(OpFlags::FUA),
-                reads: if execute.kind == Kind::READ {
-                    execute.length
-                } else {
-                    0
+                reads: match op {
+                    Op::Read { buf, .. } => buf.capacity() as u64,
+                    Op::BlockStatus { .. } => EXTENTS,
+                    _ => 0,
                 },
             };
-            self.held_reads += place.reads;
+            self.held += place.reads;
         }
     }
 
@@ -112,8 +135,8 @@ impl Member {
             reads: 0,
         };
         let started = self.started.get(usize::from(slot)).copied().unwrap_or(own);
-        if !matches!(data, Data::Read(_)) {
-            self.held_reads -= started.reads;
+        if !matches!(data, Data::Read(_) | Data::Extents(_)) {
+            self.hold_less(started.reads);
         }
         self.keep(slot, data);
         started
@@ -124,25 +147,65 @@ impl Member {
         let Some(place) = self.data.get_mut(usize::from(slot)) else {
             return;
         };
-        if let Data::Read(bytes) = std::mem::replace(place, data) {
-            self.held_reads -= bytes.len() as u64;
+        match std::mem::replace(place, data) {
+            Data::Read(bytes) => self.let_go(bytes),
+            Data::Extents(_) => self.hold_less(EXTENTS),
+            Data::None | Data::Payload(_) => {}
         }
     }
 
-    /// Takes out what is kept for `slot`.
+    /// Takes out what is kept for `slot`; what was read is let go of.
     pub fn take(&mut self, slot: u16) -> Data {
-        let data = match self.data.get_mut(usize::from(slot)) {
-            Some(place) => std::mem::take(place),
-            None => Data::None,
-        };
-        if let Data::Read(bytes) = &data {
-            self.held_reads -= bytes.len() as u64;
+        match self.data.get_mut(usize::from(slot)).map(std::mem::take) {
+            Some(Data::Read(bytes)) => {
+                self.let_go(bytes);
+                Data::None
+            }
+            Some(Data::Extents(extents)) => {
+                self.hold_less(EXTENTS);
+                Data::Extents(extents)
+            }
+            data => data.unwrap_or_default(),
         }
-        data
+    }
+
+    /// The slot has no more use for these bytes; a queue may refer to them still.
+    fn let_go(&mut self, bytes: Shared) {
+        match bytes.try_unique() {
+            Ok(buffer) => self.hold_less(buffer.capacity() as u64),
+            Err(bytes) => self.sent.push_back(bytes),
+        }
+    }
+
+    /// Looks which of the bytes that slots have let go of have left all queues.
+    pub fn let_go_of_sent(&mut self) {
+        // What is still in use goes to the end.
+        for _ in 0..self.sent.len() {
+            if let Some(bytes) = self.sent.pop_front() {
+                self.let_go(bytes);
+            }
+        }
+    }
+
+    fn hold_less(&mut self, bytes: u64) {
+        self.held -= bytes;
+        self.memory.uncover(self.held);
     }
 
     /// What is kept for `slot`.
     pub fn data(&self, slot: u16) -> &Data {
         self.data.get(usize::from(slot)).unwrap_or(&Data::None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::SLOT;
+
+    #[test]
+    fn a_slot_takes_no_more_than_is_counted_for_it() {
+        let all = size_of::<Slot>() + size_of::<Data>() + size_of::<Started>();
+        assert!((all + size_of::<Shared>()) as u64 <= SLOT);
     }
 }

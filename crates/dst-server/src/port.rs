@@ -5,15 +5,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dst_engine::rx::Receiver;
-use dst_net::{Link, Waker};
+use dst_ids::random;
+use dst_net::{Framed, Waker};
 use dst_proto::{GeometryFlags, Header, HELLO_LEN};
+
+use crate::conn::Incoming;
 
 /// A stream whose first frame, OPEN or JOIN, has come.
 pub(crate) struct Arrival {
-    pub link: Link,
     /// Still has the client's HELLO and the options of the frame.
-    pub receiver: Receiver<Box<[u8]>>,
+    pub framed: Framed<Incoming>,
     pub header: Header,
     /// The HELLO that this end sent, and its nonce.
     pub hello: [u8; HELLO_LEN],
@@ -112,9 +113,7 @@ impl Directory {
     pub fn assign(&self, export: usize) -> u64 {
         let mut sessions = lock(&self.sessions);
         loop {
-            let mut bytes = [0; 4];
-            getrandom::fill(&mut bytes).expect("the system has random numbers once it is up");
-            let number = u64::from(u32::from_le_bytes(bytes));
+            let number = u64::from(u32::from_le_bytes(random()));
             if number != 0 && !sessions.contains_key(&number) {
                 sessions.insert(number, export);
                 return number;

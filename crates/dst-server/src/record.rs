@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use dst_engine::server::Record;
+use dst_ids::{from_hex, hex};
 use dst_proto::Holder;
 use serde::{Deserialize, Serialize};
 
@@ -64,9 +65,9 @@ impl SavedLease {
     pub fn record(&self) -> Option<Record> {
         Some(Record {
             holder: Holder {
-                identity: bytes(&self.identity)?,
-                boot: bytes(&self.boot)?,
-                instance: bytes(&self.instance)?,
+                identity: from_hex(&self.identity)?,
+                boot: from_hex(&self.boot)?,
+                instance: from_hex(&self.instance)?,
             },
             epoch: self.epoch,
             held: self.held,
@@ -123,28 +124,6 @@ impl RecordFile {
         let dir = self.path.parent().unwrap_or(Path::new("/"));
         fs::File::open(dir)?.sync_all()
     }
-}
-
-/// Lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// The bytes of `N * 2` hexadecimal digits.
-pub(crate) fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digits = text.as_bytes();
-    if digits.len() != N * 2 {
-        return None;
-    }
-    let mut out = [0; N];
-    for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(out)
 }
 
 #[cfg(test)]

@@ -14,26 +14,27 @@ impl Worker {
         for (&id, conn) in &mut self.conns {
             let Some(member) = self.members.get_mut(&conn.session) else {
                 // Only last words are left.
-                if conn.flush(&self.poller).is_err() || !conn.link.wants_write() {
+                if conn.flush(&self.poller).is_err() || !conn.framed.link.wants_write() {
                     lost.push(id);
                 }
                 continue;
             };
             loop {
                 while conn.leaving.is_none()
-                    && conn.has_room()
+                    && conn.framed.has_room()
                     && queue_one(member, ConnId(id), conn, &mut self.scratch)
                 {}
                 if conn.flush(&self.poller).is_err() {
                     lost.push(id);
                     break;
                 }
+                member.let_go_of_sent();
                 let more = conn.leaving.is_none() && member.session.has_reply(ConnId(id));
-                if conn.link.wants_write() || !more {
+                if conn.framed.link.wants_write() || !more {
                     break;
                 }
             }
-            if conn.leaving.is_some() && !conn.link.wants_write() {
+            if conn.leaving.is_some() && !conn.framed.link.wants_write() {
                 lost.push(id);
             }
         }
@@ -51,7 +52,7 @@ pub(crate) fn queue_one(member: &mut Member, id: ConnId, conn: &mut Conn, out: &
         return false;
     };
     match transmit {
-        Transmit::Bytes(length) => conn.link.push_bytes(&out[..length]),
+        Transmit::Bytes(length) => conn.framed.link.push_bytes(&out[..length]),
         Transmit::Data { header, piece } => {
             let digests = session.digests();
             let range = piece.from as usize..(piece.from + piece.len) as usize;
@@ -62,17 +63,8 @@ pub(crate) fn queue_one(member: &mut Member, id: ConnId, conn: &mut Conn, out: &
             if piece.last {
                 member.take(piece.slot);
             }
-            let area = &mut out[HEADER_LEN..HEADER_LEN + header.digest_len as usize];
-            dst_digest::write_digests(
-                digests.algorithm,
-                digests.granule,
-                header.offset,
-                &bytes,
-                area,
-            );
-            let length = seal(&header, out);
-            conn.link.push_bytes(&out[..length]);
-            conn.link.push_payload(bytes);
+            conn.framed
+                .push_frame(&header, digests, header.offset, bytes, out);
         }
         Transmit::Extents { header, slot } => {
             let extents = match member.take(slot) {
@@ -98,7 +90,7 @@ pub(crate) fn queue_one(member: &mut Member, id: ConnId, conn: &mut Conn, out: &
                 },
             };
             let length = seal(&header, out);
-            conn.link.push_bytes(&out[..length]);
+            conn.framed.link.push_bytes(&out[..length]);
         }
     }
     true

@@ -7,10 +7,12 @@ use std::sync::mpsc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use dst_buf::Pool;
 use dst_net::{Endpoint, Listener, Stream, Waker};
 use dst_proto::GeometryFlags;
 use serde::Serialize;
 
+use crate::budget::Budget;
 use crate::config::{Config, StartError};
 use crate::front::Front;
 use crate::guard;
@@ -78,6 +80,15 @@ impl Handle {
     }
 }
 
+/// What the threads of all exports share.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub config: Arc<Config>,
+    pub directory: Arc<Directory>,
+    pub budget: Arc<Budget>,
+    pub pool: Pool,
+}
+
 /// A server that runs. Dropping it does not stop it: [`Handle::drain`], then [`Server::wait`].
 pub struct Server {
     handle: Handle,
@@ -95,6 +106,9 @@ impl Server {
 
     /// As [`Server::start`], with streams that are there already: standard input and output, for example.
     pub fn start_with(config: Config, streams: Vec<Box<dyn Stream>>) -> Result<Self, StartError> {
+        if config.memory < Config::LEAST_MEMORY {
+            return Err(StartError::Memory(config.memory));
+        }
         let config = Arc::new(config);
         let mut names = HashSet::new();
         for export in &config.exports {
@@ -104,7 +118,14 @@ impl Server {
                 return Err(StartError::Name(text));
             }
         }
-        let directory = Arc::new(Directory::default());
+        let writable: Vec<bool> = config.exports.iter().map(|e| !e.read_only).collect();
+        let budget = Budget::new(config.memory, &writable);
+        let common = Common {
+            config: Arc::clone(&config),
+            directory: Arc::default(),
+            pool: Pool::new(usize::try_from(budget.cached()).unwrap_or(usize::MAX)),
+            budget,
+        };
         let mut ports = Vec::new();
         let mut workers = Vec::new();
         let mut notes = Vec::new();
@@ -112,14 +133,8 @@ impl Server {
         for (index, export) in config.exports.iter().enumerate() {
             let waker = Waker::new()?;
             let (inbox, messages) = mpsc::channel();
-            let (worker, listing) = Worker::open(
-                index,
-                export,
-                Arc::clone(&config),
-                Arc::clone(&directory),
-                messages,
-                waker.clone(),
-            )?;
+            let (worker, listing) =
+                Worker::open(index, export, common.clone(), messages, waker.clone())?;
             let name = export.spec.name.clone();
             // A copy of an image carries the original's id along: clients could not tell them apart.
             if let Some(other) = ids.insert(worker.export_id(), name.clone()) {
@@ -146,7 +161,7 @@ impl Server {
         let mut front = Front::new(
             listeners,
             Arc::clone(&ports),
-            directory,
+            common.directory,
             config.insecure,
             handle.front.clone(),
             Arc::clone(&handle.stop),

@@ -8,33 +8,37 @@ use std::sync::mpsc::Receiver as Inbox;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use dst_buf::Pool;
 use dst_engine::server::{Entry, Export, ExportConfig as Rules, Record};
+use dst_ids::{from_hex, hex, random};
 use dst_net::{Interest, Poller, Waker};
 use dst_proto::{HEADER_LEN, MAX_DIGEST_AREA};
 use dst_store::{OpenOptions, Source};
 
-use crate::config::{Config, ExportConfig, StartError};
+use crate::config::{ExportConfig, StartError};
 use crate::drain::Drain;
-use crate::port::{Directory, Listing, Message};
-use crate::record::{bytes, hex, RecordFile, Saved, SavedLease};
-use crate::worker::{nanoseconds, random, Worker, BACKEND, REFRESH, WAKER};
+use crate::port::{Listing, Message};
+use crate::record::{RecordFile, Saved, SavedLease};
+use crate::server::Common;
+use crate::worker::{nanoseconds, Worker, BACKEND, REFRESH, WAKER};
 
-/// Sessions of one export at once, those that end included.
-const SESSIONS: usize = 64;
-/// Free buffers that the pool keeps, bytes.
-const CACHED: usize = 64 << 20;
+/// Sessions of one export at once, those that end included. Memory is bounded apart; each takes a little of every turn.
+const SESSIONS: usize = 256;
 
 impl Worker {
     /// Opens the backend and reads what is remembered of the export. Answers the worker and what to tell of it.
     pub fn open(
         index: usize,
         export: &ExportConfig,
-        config: Arc<Config>,
-        directory: Arc<Directory>,
+        common: Common,
         inbox: Inbox<Message>,
         waker: Waker,
     ) -> Result<(Self, Arc<Mutex<Listing>>), StartError> {
+        let Common {
+            config,
+            directory,
+            budget,
+            pool,
+        } = common;
         let name = export.spec.name.clone();
         let backend = export
             .spec
@@ -69,7 +73,7 @@ impl Worker {
             None => Saved::default(),
         };
         let goes_on = before.clean || continuity.is_some() && continuity == before.continuity;
-        let kept = bytes(&before.incarnation).filter(|_| goes_on);
+        let kept = from_hex(&before.incarnation).filter(|_| goes_on);
         let incarnation = kept.unwrap_or_else(random);
         let lease = before.lease.as_ref().and_then(SavedLease::record);
         // A gate that an earlier start closed is still closed.
@@ -118,7 +122,8 @@ impl Worker {
             saved,
             record_file: file,
             poller,
-            pool: Pool::new(CACHED),
+            budget,
+            pool,
             scratch: vec![0; HEADER_LEN + MAX_DIGEST_AREA as usize].into_boxed_slice(),
             done: Vec::new(),
             lost: Vec::new(),

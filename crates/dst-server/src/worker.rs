@@ -16,6 +16,7 @@ use dst_net::{Event, Poller, Waker};
 use dst_store::{Backend, Completion};
 
 use crate::asking::Asking;
+use crate::budget::Budget;
 use crate::config::Config;
 use crate::conn::Conn;
 use crate::drain::Drain;
@@ -56,6 +57,7 @@ pub(crate) struct Worker {
     pub saved: Saved,
     pub record_file: Option<RecordFile>,
     pub poller: Poller,
+    pub budget: Arc<Budget>,
     pub pool: Pool,
     pub scratch: Box<[u8]>,
     pub done: Vec<Completion>,
@@ -129,7 +131,7 @@ impl Worker {
             // Last words go before the streams that they are for are closed.
             self.transmit_all();
             let closed = self.take_events();
-            let resumes = self.members.values().any(Member::may_resume);
+            let resumes = self.members.values_mut().any(Member::may_resume);
             if !closed && !decided && !resumes {
                 return;
             }
@@ -212,7 +214,7 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(&id) else {
             return;
         };
-        conn.body = None;
+        conn.framed.drop_place();
         if let Some(member) = self.members.get_mut(&conn.session) {
             member.session.conn_lost(&mut member.slots, ConnId(id), now);
         }
@@ -234,13 +236,6 @@ impl Worker {
             }
         }
     }
-}
-
-/// Random bytes.
-pub(crate) fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).expect("the system has random numbers once it is up");
-    bytes
 }
 
 pub(crate) fn nanoseconds(duration: Duration) -> u64 {

@@ -9,6 +9,7 @@ use dst_net::url::DEFAULT_PORT;
 use dst_net::{Address, Endpoint, StdioStream, Stream};
 use dst_server::{Config, ExportConfig, Handle, Server, StartError};
 use dst_store::{format_size, Source};
+use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use serde::Serialize;
 
 use crate::cli::Serve;
@@ -25,6 +26,14 @@ pub fn run(options: &Serve, json: bool) -> Outcome {
     // written out must not be waited for here. Which clients come is not known, so it is set always; without the right to
     // set it the machine is no worse off than with any program.
     let _ = rustix::process::configure_io_flusher_behavior(true);
+    // Each connection is a descriptor, and the usual limit is for programs that still use select(2). Where it stays, fewer
+    // clients find room.
+    let files = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: files.maximum,
+        ..files
+    };
+    let _ = setrlimit(Resource::Nofile, most);
     let signals = Signals::install().map_err(Failure::io("can't take signals"))?;
     let listen = addresses(options);
     let config = config(options, listen.clone());
@@ -161,6 +170,9 @@ fn config(options: &Serve, listen: Vec<Endpoint>) -> Config {
         config.runtime_dir = Some(dst_blockdev::runtime_root().join(".server"));
     }
     config.insecure = options.insecure;
+    if let Some(memory) = options.memory {
+        config.memory = memory;
+    }
     if let Some(time) = options.lease_time {
         config.lease_time = time;
     }
@@ -182,7 +194,7 @@ fn start_failure(error: StartError) -> Failure {
             }
             _ => with(Code::Export),
         },
-        StartError::Name(_) => with(Code::Usage),
+        StartError::Name(_) | StartError::Memory(_) => with(Code::Usage),
         StartError::SameId { .. } => with(Code::Export),
         StartError::Listen { source, .. } => match source.kind() {
             io::ErrorKind::PermissionDenied => with(Code::Permission),

@@ -89,6 +89,15 @@ fn interrupted_after(text: &str, signals: usize) {
         return;
     }
     let _mounts = MOUNTS.read();
+    // The demo does not wait: on a busy machine it may be through before it is interrupted.
+    let code = (0..5)
+        .map(|_| interrupt(text, signals))
+        .find(|&code| code != Some(0));
+    assert_eq!(code, Some(Some(130)));
+}
+
+/// Its exit code. Nothing of it is left, whichever that is.
+fn interrupt(text: &str, signals: usize) -> Option<i32> {
     let lab = Lab::new();
     let (mut demo, dir) = start(&lab, &[]);
     let pid = demo.child.id();
@@ -97,9 +106,11 @@ fn interrupted_after(text: &str, signals: usize) {
         demo.signal(Signal::INT);
     }
     let (out, err) = demo.rest();
-    assert_eq!(demo.wait().code(), Some(130), "{out}{err}");
+    let code = demo.wait().code();
+    assert!([Some(0), Some(130)].contains(&code), "{code:?} {out}{err}");
     drop(demo);
     assert_nothing_left(&dir, pid);
+    code
 }
 
 #[test]

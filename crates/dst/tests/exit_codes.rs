@@ -24,6 +24,7 @@ fn wrong_usage_is_2() {
         "serve",
         "serve --block-size 1000 x",
         "serve --stdio --listen dst://x y",
+        "serve --memory 1M x",
         "serve a=x a=y",
         "bench --rw write dst://storage/disk",
         "demo --size 1M",

@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -14,6 +16,7 @@ use dst_proto::{
     HEADER_LEN, HELLO_LEN, MAX_OPTIONS, NO_SLOT,
 };
 use dst_server::{Config, ExportConfig, Server, StartError};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 
 /// So long a test waits for something that should happen at once, before it fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -44,31 +47,51 @@ fn socket(dir: &Path) -> std::path::PathBuf {
 
 /// A stream with the server's HELLO read.
 pub struct Raw {
-    input: Box<dyn Read>,
-    output: Box<dyn Write>,
+    input: File,
+    /// Where it is not the same.
+    output: Option<File>,
     nonce: [u8; 16],
+    /// What it asks for.
+    pub limits: Limits,
 }
 
 impl Raw {
     pub fn connect(dir: &Path) -> Self {
         let stream = UnixStream::connect(socket(dir)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let output = stream.try_clone().unwrap();
-        Self::over(stream, output)
+        Self::new(stream.into(), None)
     }
 
-    pub fn over(mut input: impl Read + 'static, output: impl Write + 'static) -> Self {
+    pub fn over(input: impl Into<OwnedFd>, output: impl Into<OwnedFd>) -> Self {
+        Self::new(input.into(), Some(File::from(output.into())))
+    }
+
+    fn new(input: OwnedFd, output: Option<File>) -> Self {
+        let mut input = File::from(input);
         let mut hello = [0; HELLO_LEN];
         input.read_exact(&mut hello).unwrap();
         Self {
-            input: Box::new(input),
-            output: Box::new(output),
+            input,
+            output,
             nonce: Hello::decode(&hello).unwrap().nonce,
+            limits: Limits {
+                slots: 4,
+                connections: 1,
+                max_payload: 65536,
+                window: 64,
+                credit_bytes: 1 << 20,
+            },
         }
     }
 
     /// Asks for a session: to write as this instance of one and the same client, or to read.
     pub fn ask(&mut self, export: &str, instance: Option<u8>) {
+        let options = self.open_options(export, instance);
+        self.begin(Kind::OPEN, &options);
+    }
+
+    /// The options of that OPEN.
+    pub fn open_options(&self, export: &str, instance: Option<u8>) -> Vec<u8> {
         let holder = instance.map(|instance| Holder {
             identity: [1; 16],
             boot: [2; 16],
@@ -78,13 +101,7 @@ impl Raw {
             name: ExportName::new(export).unwrap(),
             nonce: self.nonce,
             mode: holder.map_or(Mode::ReadOnly, |_| Mode::SoleWriter),
-            limits: Limits {
-                slots: 4,
-                connections: 1,
-                max_payload: 65536,
-                window: 64,
-                credit_bytes: 1 << 20,
-            },
+            limits: self.limits,
             digests: Digests {
                 mask: 1,
                 granule: 4096,
@@ -94,18 +111,52 @@ impl Raw {
             expect: None,
             retained: None,
         };
+        let mut options = vec![0; usize::from(MAX_OPTIONS)];
+        let length = open.encode(&mut options).unwrap();
+        options.truncate(length);
+        options
+    }
+
+    /// Sends the HELLO and a first frame.
+    pub fn begin(&mut self, kind: Kind, options: &[u8]) {
         let mut hello = [0; HELLO_LEN];
         Hello::new(Role::Client, [9; 16], "raw").encode(&mut hello);
-        let mut frame = vec![0; HEADER_LEN + usize::from(MAX_OPTIONS)];
-        let length = open.encode(&mut frame[HEADER_LEN..]).unwrap();
+        let mut frame = vec![0; HEADER_LEN];
+        frame.extend(options);
         let header = Header {
             slot: NO_SLOT,
-            options_len: length as u16,
-            ..Header::new(Kind::OPEN)
+            options_len: options.len() as u16,
+            ..Header::new(kind)
         };
         let length = seal(&header, &mut frame);
-        self.output.write_all(&hello).unwrap();
-        self.output.write_all(&frame[..length]).unwrap();
+        self.send(&hello);
+        self.send(&frame[..length]);
+    }
+
+    /// Asks to read or to write a block of this length, in slot `id - 1`.
+    pub fn request(&mut self, kind: Kind, id: u64, offset: u64, length: u32) {
+        let header = Header {
+            slot: (id - 1) as u16,
+            id,
+            offset,
+            length: length.into(),
+            payload_len: if kind == Kind::WRITE { length } else { 0 },
+            ..Header::new(kind)
+        };
+        let mut frame = vec![0; HEADER_LEN];
+        seal(&header, &mut frame);
+        self.send(&frame);
+        self.send(&vec![id as u8; header.payload_len as usize]);
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        let output = self.output.as_mut().unwrap_or(&mut self.input);
+        output.write_all(bytes).unwrap();
+    }
+
+    /// Waits until there is something to take.
+    pub fn wait(&self) {
+        wait_for(&mut [PollFd::new(&self.input, PollFlags::IN)]);
     }
 
     /// The header of the next frame; what else it has is skipped.
@@ -118,6 +169,22 @@ impl Raw {
         assert_eq!(skipped.unwrap(), rest);
         header
     }
+}
+
+/// Waits until the server has said something to one of the two, or hung up. Answers whether to the first.
+pub fn hears_first(one: &Raw, other: &Raw) -> bool {
+    let mut both = [one, other].map(|raw| PollFd::new(&raw.input, PollFlags::IN));
+    wait_for(&mut both);
+    !both[0].revents().is_empty()
+}
+
+/// Waits until something has happened to one of these.
+pub fn wait_for(watched: &mut [PollFd<'_>]) {
+    let timeout = Timespec {
+        tv_sec: PATIENCE.as_secs() as i64,
+        tv_nsec: 0,
+    };
+    assert_ne!(poll(watched, Some(&timeout)).unwrap(), 0, "nothing happens");
 }
 
 /// For servers that are given their streams.
