@@ -1,9 +1,16 @@
-//! Which front end to use. Today there is one; `auto` tries each in the order of preference and says why none will do.
+//! Which front end to use. `auto` takes ublk where its driver is there, else FUSE, else nbd, and says why none will do.
+//!
+//! nbd comes last although it shows the disk more exactly than FUSE does, because of what users are left with when things go
+//! wrong. When the agent dies, a FUSE device fails at once; an nbd device waits without end, with every process that uses
+//! it, until somebody detaches it. And the driver's resize can hold up the whole machine (see `nbd/mod.rs`). So it is there
+//! for who asks for it, and for machines with nothing else; `auto` does not have its module loaded either.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::fuse::{self, FuseFrontEnd};
+use crate::nbd::{self, NbdFrontEnd};
+use crate::ublk::{self, UblkFrontEnd};
 use crate::{runtime, Config, Error, FrontEnd, NodeKind};
 
 /// What the user may ask for.
@@ -12,20 +19,26 @@ pub enum Choice {
     /// The best one that this machine has.
     #[default]
     Auto,
+    /// The kernel's ublk driver, for root.
+    Ublk,
     /// FUSE, with a loop device for root.
     Fuse,
+    /// The kernel's nbd driver, for root.
+    Nbd,
 }
 
 impl Choice {
     /// All of them, for help texts.
-    pub const ALL: [Choice; 2] = [Choice::Auto, Choice::Fuse];
+    pub const ALL: [Choice; 4] = [Choice::Auto, Choice::Ublk, Choice::Fuse, Choice::Nbd];
 }
 
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Choice::Auto => "auto",
+            Choice::Ublk => "ublk",
             Choice::Fuse => "fuse",
+            Choice::Nbd => "nbd",
         })
     }
 }
@@ -37,7 +50,7 @@ impl FromStr for Choice {
         Choice::ALL
             .into_iter()
             .find(|choice| choice.to_string() == text)
-            .ok_or_else(|| format!("{text:?} is no front end: auto, fuse"))
+            .ok_or_else(|| format!("{text:?} is no front end: auto, ublk, fuse, nbd"))
     }
 }
 
@@ -46,14 +59,42 @@ impl FromStr for Choice {
 /// # Errors
 /// What is missing and what to do.
 pub fn check(choice: Choice, node: Option<NodeKind>) -> Result<(), Error> {
-    let kind = node.unwrap_or(if runtime::is_root() {
+    let kind = kind_of(node);
+    match choice {
+        Choice::Ublk => ublk::check(kind),
+        Choice::Fuse => fuse::check(kind),
+        Choice::Nbd => nbd::check(kind),
+        Choice::Auto => best(kind).map(drop),
+    }
+}
+
+/// The best that works, which is never `Auto`.
+///
+/// # Errors
+/// What FUSE lacks, and what ublk lacks as advice.
+fn best(kind: NodeKind) -> Result<Choice, Error> {
+    let Err(no_ublk) = ublk::check(kind) else {
+        return Ok(Choice::Ublk);
+    };
+    match fuse::check(kind) {
+        Ok(()) => Ok(Choice::Fuse),
+        Err(no_fuse) if kind == NodeKind::File => Err(no_fuse),
+        Err(_) if nbd::is_loaded() && nbd::check(kind).is_ok() => Ok(Choice::Nbd),
+        Err(no_fuse) => {
+            let advice = no_fuse
+                .hint()
+                .map_or_else(String::new, |hint| format!("{hint}; "));
+            Err(no_fuse.with_hint(format!("{advice}nor is there ublk: {no_ublk}")))
+        }
+    }
+}
+
+fn kind_of(node: Option<NodeKind>) -> NodeKind {
+    node.unwrap_or(if runtime::is_root() {
         NodeKind::BlockDevice
     } else {
         NodeKind::File
-    });
-    match choice {
-        Choice::Auto | Choice::Fuse => fuse::check(kind),
-    }
+    })
 }
 
 /// Opens a front end. What a dead one of the same name has left is removed first.
@@ -61,9 +102,17 @@ pub fn check(choice: Choice, node: Option<NodeKind>) -> Result<(), Error> {
 /// # Errors
 /// What is missing and what to do; `NameTaken` if a live front end has the name.
 pub fn open(choice: Choice, config: &Config) -> Result<Box<dyn FrontEnd>, Error> {
-    match choice {
-        Choice::Auto | Choice::Fuse => Ok(Box::new(FuseFrontEnd::open(config)?)),
-    }
+    let choice = match choice {
+        Choice::Auto => best(kind_of(config.node))?,
+        chosen => chosen,
+    };
+    // The dead one may have been of another kind.
+    cleanup_stale(&config.name)?;
+    Ok(match choice {
+        Choice::Ublk => Box::new(UblkFrontEnd::open(config)?),
+        Choice::Nbd => Box::new(NbdFrontEnd::open(config)?),
+        Choice::Auto | Choice::Fuse => Box::new(FuseFrontEnd::open(config)?),
+    })
 }
 
 /// Removes what dead front ends of this name have left, of whatever kind. Returns what was there, in words.
@@ -71,7 +120,21 @@ pub fn open(choice: Choice, config: &Config) -> Result<Box<dyn FrontEnd>, Error>
 /// # Errors
 /// `NameTaken` if a live front end has the name; `Io` if something can't be removed.
 pub fn cleanup_stale(name: &str) -> Result<Vec<String>, Error> {
-    fuse::cleanup_stale(name)
+    let mut cleaned = ublk::cleanup_stale(name)?;
+    cleaned.extend(nbd::cleanup_stale(name)?);
+    cleaned.extend(fuse::cleanup_stale(name)?);
+    Ok(cleaned)
+}
+
+/// Cuts off the device of this name, whoever serves it and whatever that process is doing: every request that waits fails with
+/// an I/O error, and every later one. For an agent that waits in the kernel for its own device, and so can't be killed before.
+/// False: there is nothing that had to be cut.
+///
+/// # Errors
+/// The kernel offers no way to it, or not to this user.
+pub fn abort(name: &str) -> Result<bool, Error> {
+    let (nbd, fuse) = (nbd::abort(name), fuse::abort(name));
+    Ok(nbd? | fuse?)
 }
 
 #[cfg(test)]
@@ -83,6 +146,6 @@ mod tests {
         for choice in Choice::ALL {
             assert_eq!(choice.to_string().parse(), Ok(choice));
         }
-        assert!("ublk".parse::<Choice>().is_err());
+        assert!("iscsi".parse::<Choice>().is_err());
     }
 }

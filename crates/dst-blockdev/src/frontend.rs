@@ -20,6 +20,11 @@ use dst_client::{Completion, Geometry, Request};
 
 use crate::Error;
 
+/// Bytes of buffers that the requests under way take at most, whatever the front end: for
+/// [`dst_client::Options::reserve`]. What a front end takes until it is full, and half as much again for the last request,
+/// the one that is being read, and edges between buffers where no other fits.
+pub const IN_FLIGHT: u64 = 48 << 20;
+
 /// Blocking work for a thread other than the one that serves the device: it does I/O on the device itself.
 pub type Work<T> = Box<dyn FnOnce() -> Result<T, Error> + Send>;
 
@@ -61,7 +66,7 @@ pub struct Config {
 /// One way for a device to reach the local system.
 ///
 /// Getters: [`name`](Self::name), [`fd`](Self::fd), [`stopped`](Self::stopped). Data path, never blocking:
-/// [`take`](Self::take), [`complete`](Self::complete), [`flush`](Self::flush). Control path: [`start`](Self::start),
+/// [`take`](Self::take), [`is_full`](Self::is_full), [`complete`](Self::complete), [`flush`](Self::flush). Control path: [`start`](Self::start),
 /// [`resize`](Self::resize), [`in_use`](Self::in_use), [`stop`](Self::stop), each of which answers at once with [`Work`]
 /// to be run elsewhere while the data path goes on.
 pub trait FrontEnd: Send {
@@ -78,6 +83,13 @@ pub trait FrontEnd: Send {
     /// # Errors
     /// The kernel interface broke in a way that is not an end of the device. The front end is `stopped` then.
     fn take(&mut self, out: &mut Vec<Request>, pool: &Pool) -> io::Result<()>;
+
+    /// There is so much under way that no more should be taken until something of it is complete, and `fd` not be polled
+    /// for reading meanwhile: so what a device needs of memory is bounded. A [`take`](Self::take) all the same is no
+    /// mistake, and takes little. (Never so for one whose kernel side has no more requests than fit [`IN_FLIGHT`].)
+    fn is_full(&self) -> bool {
+        false
+    }
 
     /// Takes the outcome of a request that [`take`](Self::take) or this gave. Appends to `out` what has to follow (the
     /// second half of an unaligned write, a write that had to wait for it); an unknown tag is ignored.

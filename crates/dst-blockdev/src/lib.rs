@@ -30,8 +30,11 @@
 //! | --- | --- |
 //! | `frontend.rs` | the trait and what it speaks in |
 //! | `auto.rs` | which front ends this machine has, and why not |
+//! | `ublk/` | a block device by the kernel's ublk driver |
 //! | `fuse/` | one file through `/dev/fuse`, a loop device on top of it for root |
+//! | `nbd/` | a block device by the kernel's nbd driver |
 //! | `runtime.rs` | names, directories under `/run/dst`, the lock that tells a live front end from a dead one |
+//! | `geometry.rs` | what every front end asks of a device's size |
 //! | `node.rs` | the link `/dev/dst/NAME` |
 //! | `usage.rs`, `mountinfo.rs` | who uses a block device |
 //! | `process.rs` | what an agent does to itself so that the machine can't deadlock on it |
@@ -40,15 +43,18 @@ mod auto;
 mod error;
 mod frontend;
 pub mod fuse;
+mod geometry;
 mod mountinfo;
+pub mod nbd;
 mod node;
 mod process;
 mod runtime;
+pub mod ublk;
 mod usage;
 
-pub use auto::{check, cleanup_stale, open, Choice};
+pub use auto::{abort, check, cleanup_stale, open, Choice};
 pub use error::{Error, ErrorKind};
-pub use frontend::{Config, FrontEnd, Node, NodeKind, Work};
+pub use frontend::{Config, FrontEnd, Node, NodeKind, Work, IN_FLIGHT};
 pub use node::NODE_DIR;
-pub use process::{prepare_agent, Preparation};
+pub use process::{prepare_agent, reserve_heap, Preparation};
 pub use runtime::{is_root, runtime_dir, runtime_root, valid_name};

@@ -1,8 +1,9 @@
 //! Names and run-time directories, and the lock that tells a live front end from a dead one's leftovers.
 //!
 //! Root uses `/run/dst/NAME/`, others `$XDG_RUNTIME_DIR/dst/NAME/` or, without that variable, `/tmp/dst-UID/NAME/`. The
-//! directory of a name is 0700. In it this crate owns `front-end.lock` and `disk` (the mount point); an agent may keep
-//! other files there. Whoever takes the last file away may take the directory too, so make it anew before each use.
+//! directory of a name is 0700. In it this crate owns `front-end.lock`, `disk` (the mount point), `ublk` and `nbd` (which
+//! device it is); an agent may keep other files there. Whoever takes the last file away may take the directory too, so make
+//! it anew before each use.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;

@@ -1,4 +1,5 @@
-//! One block of aligned memory with its reference count: the only place that allocates, counts and frees.
+//! One block of aligned memory with its reference count: the only place that counts, and that allocates and frees what is
+//! not of a [reserve](crate::reserve).
 //!
 //! # Invariants
 //! - `memory` points to `capacity` bytes, aligned to [`ALIGNMENT`], initialised (zeroed when allocated), owned by the block.
@@ -16,12 +17,28 @@ use crate::pool::Shelves;
 /// logical block is at most a page.
 pub const ALIGNMENT: usize = 4096;
 
-/// Header of a block. Lives in a heap allocation of its own, which stays with the memory while that is in the pool.
+/// Header of a block. Lives in a heap allocation of its own, which stays with the memory while that is in the pool; that of
+/// a reserved block lives in the reserve.
 pub(crate) struct Block {
     refs: AtomicUsize,
     memory: NonNull<u8>,
     capacity: usize,
     pool: Option<Arc<Shelves>>,
+    /// Header and memory belong to the reserve of the pool.
+    reserved: bool,
+}
+
+impl Block {
+    /// The header of a free block of a reserve.
+    pub(crate) fn reserved(memory: NonNull<u8>, capacity: usize) -> Block {
+        Block {
+            refs: AtomicUsize::new(0),
+            memory,
+            capacity,
+            pool: None,
+            reserved: true,
+        }
+    }
 }
 
 /// An owned block that no handle refers to: what the pool keeps in its lists.
@@ -49,8 +66,25 @@ impl FreeBlock {
             memory,
             capacity,
             pool: None,
+            reserved: false,
         });
         FreeBlock(NonNull::from(Box::leak(block)))
+    }
+
+    /// A block of a reserve.
+    ///
+    /// # Safety
+    /// `header` was initialised by [`Block::reserved`], nothing else refers to it or to its memory, and both stay until
+    /// this block and every handle made of it are gone.
+    pub(crate) unsafe fn of_reserve(header: NonNull<Block>) -> FreeBlock {
+        FreeBlock(header)
+    }
+
+    /// Start of the memory if it belongs to a reserve.
+    pub(crate) fn reserved_memory(&self) -> Option<NonNull<u8>> {
+        // SAFETY: the block is alive as long as its `FreeBlock`.
+        let block = unsafe { self.0.as_ref() };
+        block.reserved.then_some(block.memory)
     }
 
     /// Bytes that the block can hold.
@@ -73,7 +107,10 @@ impl FreeBlock {
 
 impl Drop for FreeBlock {
     fn drop(&mut self) {
-        // SAFETY: the pointer came from `Box::leak` in `allocate`, and no handle exists.
+        if self.reserved_memory().is_some() {
+            return;
+        }
+        // SAFETY: the pointer came from `Box::leak` in `allocate`, since it is not reserved, and no handle exists.
         let block = unsafe { Box::from_raw(self.0.as_ptr()) };
         // SAFETY: the memory was allocated with this very layout and nothing refers to it.
         unsafe { dealloc(block.memory.as_ptr(), layout(block.capacity)) };
@@ -106,6 +143,21 @@ impl Handle {
     /// Bytes that the block can hold.
     pub(crate) fn capacity(&self) -> usize {
         self.block().capacity
+    }
+
+    /// Gives back to the reserve what of a reserved block lies beyond its first `len` bytes, in whole units of
+    /// [`ALIGNMENT`]. This must be the only handle.
+    pub(crate) fn shrink(&mut self, len: usize) {
+        debug_assert!(self.is_only());
+        // SAFETY: there is no other handle, so that nobody else looks at the header or at the memory.
+        let block = unsafe { self.0.as_mut() };
+        let kept = len.max(1).next_multiple_of(ALIGNMENT);
+        if let (true, true, Some(pool)) = (block.reserved, kept < block.capacity, &block.pool) {
+            // SAFETY: `kept` is less than the capacity.
+            let tail = unsafe { block.memory.add(kept) };
+            pool.give_back_tail(tail, block.capacity - kept);
+            block.capacity = kept;
+        }
     }
 
     /// Whether this is the only handle. Once true it stays so until this handle is cloned.

@@ -41,6 +41,12 @@ impl Buf {
         self.len = self.len.min(len);
     }
 
+    /// Lets go of the memory behind its end where that can be used for others at once, which is so for buffers of a
+    /// reserve. Allocates nothing, and moves nothing.
+    pub fn shrink(&mut self) {
+        self.handle.shrink(self.start + self.len);
+    }
+
     /// Freezes it: from here on the bytes are read only and can have several owners. Allocates nothing.
     pub fn share(self) -> Shared {
         Shared::new(self.handle, self.start, self.len)

@@ -3,7 +3,8 @@
 //! A [`Pool`] hands out [`Buf`]s: memory with one owner, who may write to it. [`Buf::share`] freezes it into a
 //! [`Shared`], which is cheap to clone and to slice, so that the same bytes can sit in a socket's output queue, in the
 //! client's retention and in a backend's request without a copy. When the last owner goes, the memory returns to the
-//! pool it came from; nothing is allocated for a request as long as the pool has a free block of the right class.
+//! pool it came from; nothing is allocated for a request as long as the pool has a free block of the right class. A pool
+//! with a [reserve](Pool::with_reserve) has all the memory from its beginning.
 //!
 //! ```
 //! let pool = dst_buf::Pool::new(8 << 20);
@@ -21,7 +22,7 @@
 //!
 //! | state | who refers to it | reference count |
 //! | --- | --- | --- |
-//! | free | the pool's list of its class | 0 |
+//! | free | the pool's list of its class, or the map of its reserve | 0 |
 //! | unique | one [`Buf`] | 1 |
 //! | shared | any number of [`Shared`] | their number |
 //!
@@ -30,6 +31,7 @@
 mod block;
 mod buf;
 mod pool;
+mod reserve;
 mod shared;
 
 pub use block::ALIGNMENT;

@@ -1,11 +1,14 @@
-//! [`Pool`]: lists of free blocks by size class.
+//! [`Pool`]: lists of free blocks by size class, and a reserve if it has one.
 
 use std::fmt;
+use std::io;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::block::{FreeBlock, ALIGNMENT};
 use crate::buf::Buf;
+use crate::reserve::Reserve;
 
 /// Sizes of pooled blocks in bytes, ascending. A request gets the smallest that fits.
 const CLASSES: [usize; 5] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
@@ -20,27 +23,49 @@ pub struct Pool(Arc<Shelves>);
 impl Pool {
     /// A pool that keeps at most `max_cached_bytes` of free memory; what comes back beyond that is freed.
     pub fn new(max_cached_bytes: usize) -> Pool {
+        Pool::made_of(max_cached_bytes, None)
+    }
+
+    /// A pool that holds `reserve_bytes` from now until it and its last buffer are gone, and takes buffers from there as
+    /// long as there is room: no system call, no page fault and no allocation is needed for them, and a buffer takes up
+    /// just the pages that it covers. What finds no room is allocated as in a pool without a reserve, with
+    /// `max_cached_bytes` for what comes back; [`Pool::missed`] counts it.
+    ///
+    /// # Errors
+    /// The system does not have so much memory now.
+    pub fn with_reserve(max_cached_bytes: usize, reserve_bytes: usize) -> io::Result<Pool> {
+        let reserve = Reserve::new(reserve_bytes)?;
+        Ok(Pool::made_of(max_cached_bytes, Some(reserve)))
+    }
+
+    fn made_of(max_cached: usize, reserve: Option<Reserve>) -> Pool {
         Pool(Arc::new(Shelves {
             free: Default::default(),
-            max_cached: max_cached_bytes,
+            max_cached,
             cached: AtomicUsize::new(0),
             outstanding: AtomicUsize::new(0),
+            reserve,
+            missed: AtomicUsize::new(0),
         }))
     }
 
     /// A buffer of `len` bytes, aligned to [`ALIGNMENT`]. The bytes are initialised, what they are is unspecified: zero in
-    /// a new block, a former user's of this pool otherwise. Allocates only if no free block of the class is there.
+    /// a new block, a former user's of this pool otherwise. Allocates only if the reserve has no room and no free block of
+    /// the class is there.
     ///
     /// # Panics
     /// If `len` is beyond what an address space can hold.
     pub fn get(&self, len: usize) -> Buf {
-        let block = match class_of(len) {
-            Some(class) => self
-                .0
-                .take(class)
-                .unwrap_or_else(|| FreeBlock::allocate(CLASSES[class])),
-            None => FreeBlock::allocate(len.next_multiple_of(ALIGNMENT)),
-        };
+        let block = self
+            .0
+            .take_reserved(len)
+            .unwrap_or_else(|| match class_of(len) {
+                Some(class) => self
+                    .0
+                    .take(class)
+                    .unwrap_or_else(|| FreeBlock::allocate(CLASSES[class])),
+                None => FreeBlock::allocate(len.next_multiple_of(ALIGNMENT)),
+            });
         self.0
             .outstanding
             .fetch_add(block.capacity(), Ordering::Relaxed);
@@ -59,7 +84,12 @@ impl Pool {
         self.0.outstanding.load(Ordering::Relaxed)
     }
 
-    /// Bytes of free memory that the pool keeps.
+    /// Buffers that the reserve had no room for, ever; 0 without a reserve.
+    pub fn missed(&self) -> usize {
+        self.0.missed.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of free memory that the pool keeps, its reserve apart.
     pub fn cached_bytes(&self) -> usize {
         self.0.cached.load(Ordering::Relaxed)
     }
@@ -95,6 +125,8 @@ pub(crate) struct Shelves {
     cached: AtomicUsize,
     /// Sum of the capacities of blocks with handles.
     outstanding: AtomicUsize,
+    reserve: Option<Reserve>,
+    missed: AtomicUsize,
 }
 
 impl Shelves {
@@ -111,10 +143,31 @@ impl Shelves {
         Some(block)
     }
 
+    fn take_reserved(&self, len: usize) -> Option<FreeBlock> {
+        let taken = self.reserve.as_ref()?.take(len);
+        if taken.is_none() {
+            self.missed.fetch_add(1, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    /// Takes back the end of a reserved block that is still in use: `size` bytes from `memory` on.
+    pub(crate) fn give_back_tail(&self, memory: NonNull<u8>, size: usize) {
+        self.outstanding.fetch_sub(size, Ordering::Relaxed);
+        if let Some(reserve) = &self.reserve {
+            reserve.give_back(memory, size);
+        }
+    }
+
     /// Takes back a block whose last handle is gone: keeps it if there is room, frees it otherwise.
     pub(crate) fn give_back(&self, block: FreeBlock) {
         let size = block.capacity();
         self.outstanding.fetch_sub(size, Ordering::Relaxed);
+        if let (Some(reserve), Some(memory)) = (&self.reserve, block.reserved_memory()) {
+            // Its header may be another block's as soon as the pages are back.
+            std::mem::forget(block);
+            return reserve.give_back(memory, size);
+        }
         let class = match class_of(size) {
             Some(class) if CLASSES[class] == size => class,
             _ => return,

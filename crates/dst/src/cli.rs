@@ -123,6 +123,9 @@ pub struct Serve {
     /// Speak on standard input and output, and end with them
     #[arg(long)]
     pub stdio: bool,
+    /// Memory for all clients together, memory:SIZE apart; at least 64M [default: a quarter of the machine's]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory: Option<u64>,
     /// How long a client may be away before another one may write
     #[arg(long, value_name = "TIME", value_parser = parse_positive_duration, hide = true)]
     pub lease_time: Option<Duration>,
@@ -150,8 +153,9 @@ pub struct Attach {
     /// The export to attach
     #[arg(value_name = "URL")]
     pub url: Endpoint,
-    /// How the device reaches this system: auto takes the best that works; fuse is a loop device over FUSE as root and
-    /// a plain file otherwise
+    /// How the device reaches this system: auto takes the best that works; ublk is a block device by the kernel's ublk
+    /// driver, for root; fuse is a loop device over FUSE as root and a plain file otherwise; nbd is a block device by the
+    /// kernel's nbd driver, for root
     #[arg(long, value_parser = front_end(), default_value_t = Choice::Auto)]
     pub front_end: Choice,
     /// Name of the device; the export's unless given
@@ -309,7 +313,8 @@ pub struct Demo {
 }
 
 fn front_end() -> impl TypedValueParser<Value = Choice> {
-    PossibleValuesParser::new(["auto", "fuse"]).try_map(|text| text.parse::<Choice>())
+    PossibleValuesParser::new(["auto", "ublk", "fuse", "nbd"])
+        .try_map(|text| text.parse::<Choice>())
 }
 
 /// A block size that an export can have.

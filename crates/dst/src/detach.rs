@@ -1,5 +1,8 @@
 //! `dst detach`: asks the agent of a device to remove it and to end; cleans up after a dead one; and with `--force` ends one
-//! that does not answer.
+//! that does not answer, be it stopped or stuck in the kernel waiting for its own device.
+//!
+//! Nothing here waits for ever for an agent that says nothing. One that answers is waited for as long as it takes, since it
+//! may be the server that it waits for.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -9,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use serde_json::json;
 
 use crate::cli::Detach;
-use crate::control::{Agent, Reply, Request};
+use crate::control::{Agent, DeviceReport, Reply, Request};
 use crate::exit::{Code, Failure, Outcome};
 use crate::render;
 use crate::runtime_dir::{DeviceDir, Life};
@@ -22,11 +25,20 @@ const FORCED: Duration = Duration::from_secs(4);
 /// After this time without an answer the user is told what is waited for.
 const QUIET: Duration = Duration::from_secs(2);
 
+/// An agent that answers no question for so long, without `--force`, has to be ended by force.
+const SILENT: Duration = Duration::from_secs(10);
+
+/// An agent answers a question within this time unless it hangs: it waits for nothing itself.
+const PROMPT: Duration = Duration::from_secs(1);
+
 /// How long a device may be in use before that is an answer.
 const BUSY: Duration = Duration::from_millis(800);
 
 /// How long the kernel may take to clear a process away.
 const DYING: Duration = Duration::from_millis(300);
+
+/// How long an agent may take to die that is killed.
+const KILLED: Duration = Duration::from_millis(800);
 
 /// Runs it.
 ///
@@ -82,6 +94,9 @@ fn detach(device: &str, force: bool, signals: &Signals) -> Outcome<String> {
         return clean_up(&dir);
     }
     let name = dir.name();
+    if force && hangs(&dir) {
+        return end_agent(&dir, None);
+    }
     let agent = match ask(&dir, force) {
         Ok(agent) => agent,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -132,6 +147,16 @@ fn detach(device: &str, force: bool, signals: &Signals) -> Outcome<String> {
     }
 }
 
+/// Whether the agent takes questions and does not answer them. One that can't even be asked is for [`ask`] to find.
+fn hangs(dir: &DeviceDir) -> bool {
+    let answer = Agent::status(&dir.control(), PROMPT);
+    answer.is_err_and(|error| {
+        // What a read gives whose time is up depends on the system.
+        let kind = error.kind();
+        kind == io::ErrorKind::WouldBlock || kind == io::ErrorKind::TimedOut
+    })
+}
+
 fn ask(dir: &DeviceDir, force: bool) -> io::Result<Agent> {
     let mut agent = Agent::connect(&dir.control())?;
     agent.send(Request::Detach { force })?;
@@ -144,7 +169,7 @@ enum Waited {
     Failed(io::Error),
 }
 
-/// Waits for the answer: as long as it takes, or for [`FORCED`].
+/// Waits for the answer: as long as the agent answers questions, or for [`FORCED`].
 fn wait_for_answer(
     mut agent: Agent,
     force: bool,
@@ -152,20 +177,18 @@ fn wait_for_answer(
     signals: &Signals,
 ) -> Result<Reply, Waited> {
     let start = Instant::now();
+    let mut heard = start;
     let mut told = false;
     loop {
-        let until = match (force, told) {
-            (true, _) => Some(start + FORCED),
-            (false, false) => Some(start + QUIET),
-            (false, true) => None,
+        let until = match force {
+            true => start + FORCED,
+            false => Instant::now() + QUIET,
         };
         let ready = signals
-            .wait_readable(agent.stream().as_fd(), until, 0)
+            .wait_readable(agent.stream().as_fd(), Some(until), 0)
             .map_err(Waited::Failed)?;
         if ready {
-            return agent
-                .receive(Some(Duration::from_secs(1)))
-                .map_err(Waited::Failed);
+            return agent.receive(Some(PROMPT)).map_err(Waited::Failed);
         }
         if signals.count() > 0 {
             return Err(Waited::Interrupted);
@@ -173,24 +196,30 @@ fn wait_for_answer(
         if force {
             return Err(Waited::Failed(io::ErrorKind::TimedOut.into()));
         }
-        told = true;
-        let state = Agent::status(&dir.control(), Duration::from_secs(1));
-        let detail = state.map_or_else(
-            |_| String::new(),
-            |report| {
-                let why = report
-                    .message
-                    .map_or_else(String::new, |text| format!(" ({text})"));
-                format!(
-                    ": {} requests are with the server{why}",
-                    report.in_flight + report.queued
-                )
-            },
-        );
-        render::note(&format!(
-            "waiting until everything is safe on the server{detail}; Ctrl-C stops waiting, not the detach"
-        ));
+        match Agent::status(&dir.control(), PROMPT) {
+            Ok(report) => {
+                heard = Instant::now();
+                if !told {
+                    told = true;
+                    say_what_is_waited_for(&report);
+                }
+            }
+            Err(_) if heard.elapsed() < SILENT => {}
+            Err(_) => return Err(Waited::Failed(io::ErrorKind::TimedOut.into())),
+        }
     }
+}
+
+fn say_what_is_waited_for(report: &DeviceReport) {
+    let why = report
+        .message
+        .as_ref()
+        .map_or_else(String::new, |text| format!(" ({text})"));
+    render::note(&format!(
+        "waiting until everything is safe on the server: {} requests are with the server{why}; \
+         Ctrl-C stops waiting, not the detach",
+        report.in_flight + report.queued
+    ));
 }
 
 /// How a device is whose agent does not talk: one that is dying lets its socket go a moment before its lock.
@@ -206,24 +235,34 @@ fn settled(dir: &DeviceDir) -> Life {
 }
 
 /// Ends an agent that does not answer, and removes what it leaves. `process` is the agent if that is known already.
+///
+/// Its device is cut off first: an agent that waits in the kernel for its own device is not killed otherwise, and whoever
+/// waits for an answer of it gets an error now.
 fn end_agent(dir: &DeviceDir, process: Option<OwnedFd>) -> Outcome<String> {
     let name = dir.name();
     let process = match process {
         Some(process) => Some(process),
         None => holder(dir),
     };
+    let cut_off = dst_blockdev::abort(name);
     if let Some(process) = process {
         match rustix::process::pidfd_send_signal(&process, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(rustix::io::Errno::PERM) => return Err(not_permitted(name)),
             Err(errno) => return Err(Failure::io(format!("can't end the agent of {name}"))(errno)),
         }
-        if !wait_for_end(&process, Duration::from_millis(800)) {
+        if !wait_for_end(&process, KILLED) {
+            let state = match cut_off {
+                Ok(_) => "every request of its device fails now".to_owned(),
+                Err(error) => error.to_string(),
+            };
             return Err(Failure::new(
                 Code::NotResponding,
                 format!(
-                    "the agent of {name} has been killed, but the kernel does not let it end yet"
+                    "the agent of {name} has been killed, but the kernel does not let it end yet; {state}"
                 ),
-            ));
+            )
+            .hint("detach it again to remove what it leaves"));
         }
     }
     clean_up(dir).map(|text| format!("the agent of {name} did not answer and was killed\n{text}"))
@@ -282,5 +321,7 @@ fn not_responding(name: &str, error: &io::Error) -> Failure {
         Code::NotResponding,
         format!("the agent of {name} does not answer: {error}"),
     )
-    .hint("--force ends it, and loses what is not written")
+    .hint(format!(
+        "`dst detach --force {name}` ends it, and loses what is not written"
+    ))
 }

@@ -194,6 +194,9 @@ impl Failure {
             }),
             OpenError::Incompatible(_) => with(Code::Protocol),
             OpenError::Unusable(_) => with(Code::Export),
+            OpenError::NoMemory { .. } => {
+                with(Code::Other).hint("a smaller --retain needs less memory")
+            }
             OpenError::Io(_) => with(Code::Other),
         }
     }

@@ -19,6 +19,8 @@ use crate::wait;
 
 const SIZE: u64 = 32 << 20;
 const SOON: Duration = Duration::from_secs(20);
+/// What `dst detach --force` promises.
+const FORCED: Duration = Duration::from_secs(5);
 /// What the demo may take after the build.
 const DEMO: Duration = Duration::from_secs(60);
 
@@ -39,13 +41,17 @@ pub fn run(lab: &Lab, report: &mut Report) -> Result<()> {
             loops(lab, report, &server)
         });
     }
-    let cases: [(&str, Case); 7] = [
+    let cases: [(&str, Case); 8] = [
         ("attach lets go of its standard output", output_is_closed),
         ("several devices at once", several),
         ("of two attaches of one name one wins", race),
         (
             "a killed agent is dead in status and cleaned up",
             killed_agent,
+        ),
+        (
+            "a stopped agent is given up, and ended by force",
+            stopped_agent,
         ),
         ("Ctrl-C while attach waits for a server", interrupted_attach),
         ("attach --foreground until Ctrl-C", foreground),
@@ -272,6 +278,36 @@ fn killed_agent(lab: &Lab, server: &Server<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A detach must not wait for ever for an agent that never answers; by force it ends it, and all I/O fails.
+fn stopped_agent(lab: &Lab, server: &Server<'_>) -> Result<()> {
+    let mut device = Device::attach(lab, &server.url("b"), &[])?;
+    let file = direct::open(device.block(), true)?;
+    let pid = Pid::from_raw(device.pid()).context("no pid")?;
+    kill_process(pid, Signal::STOP)?;
+    let io = direct::Pending::start(move || {
+        let write = direct::write(&file, 0, &[7; 4096]);
+        (write, direct::read(&file, 4096, 4096).map(drop))
+    });
+    let given_up = command::run(&mut lab.dst(["detach", device.name()]), SOON)?.expect_code(20)?;
+    ensure!(
+        given_up.stderr.contains("--force"),
+        "it does not say what to do: {}",
+        given_up.said()
+    );
+    ensure!(device.agent_alive(), "a detach without --force ended it");
+    io.still_pending_after(Duration::from_millis(100))?;
+    let took = device.detach_by_force()?;
+    ensure!(took < FORCED, "--force took {:.1} s", took.as_secs_f64());
+    let ((write, read), _) = io.outcome(SOON)?;
+    ensure!(
+        write.is_err() && read.is_err(),
+        "I/O succeeded that nobody served"
+    );
+    device.check_gone()?;
+    // Its client may come back at once, and gives the lease back this time.
+    Device::attach(lab, &server.url("b"), &[])?.detach()
 }
 
 fn interrupted_attach(lab: &Lab, server: &Server<'_>) -> Result<()> {

@@ -31,6 +31,14 @@ impl Cgroup {
         Ok(group)
     }
 
+    /// The version of control groups here.
+    ///
+    /// # Errors
+    /// There is no memory controller.
+    pub fn version() -> Result<u8> {
+        Ok(memory_controller().context("no memory controller")?.1)
+    }
+
     /// A command that runs the one behind it in this group.
     pub fn prefix(&self) -> Vec<String> {
         let script = format!(

@@ -114,6 +114,7 @@ impl Device {
         let fits = size <= offered.len();
         if fits && (offered.capacity() <= 4096 || size > offered.capacity() / 4) {
             offered.truncate(size);
+            offered.shrink();
             return Some(offered.share());
         }
         let mut copy = pool.get(size);

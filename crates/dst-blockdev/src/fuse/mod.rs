@@ -3,17 +3,18 @@
 //! It works on every kernel with FUSE, without any module of ours. Its price: a request passes through two drivers, and
 //! **if the agent dies, the device dies**: the kernel then fails every request with an I/O error at once, for ever, and a
 //! file system on it has to be unmounted. A new agent can't take the device over, only remove it
-//! ([`crate::cleanup_stale`]). (The ublk front end has no such limit.)
+//! ([`crate::cleanup_stale`]).
 //!
 //! | file | subject |
 //! | --- | --- |
 //! | `proto.rs`, `reply.rs` | the kernel protocol: parsing requests, encoding answers |
 //! | `device.rs` | reading requests and writing answers |
 //! | `ops.rs`, `mutate.rs`, `slots.rs` | what requests mean, sans I/O; unaligned ones |
-//! | `mount.rs` | mounting, unmounting |
+//! | `mount.rs`, `connection.rs` | mounting, unmounting; cutting a connection from outside |
 //! | `loopdev.rs`, `limits.rs` | the loop device and what it announces |
 //! | `control.rs` | the works that may block |
 
+mod connection;
 mod control;
 mod device;
 mod limits;
@@ -40,6 +41,7 @@ use rustix::io::Errno;
 use self::control::Control;
 use self::device::{Answer, Device, Event};
 use self::ops::{FileInfo, Ops, Sink};
+use crate::geometry::{self, check_size};
 use crate::runtime::NameLock;
 use crate::{node, runtime, Config, Error, ErrorKind, FrontEnd, Node, NodeKind, Work};
 
@@ -75,6 +77,16 @@ pub fn check(kind: NodeKind) -> Result<(), Error> {
 pub fn cleanup_stale(name: &str) -> Result<Vec<String>, Error> {
     let lock = NameLock::take(name)?;
     clean(lock.dir(), name)
+}
+
+/// Cuts off the front end of this name, whoever serves it and whatever that process is doing: every request that waits fails
+/// with an I/O error, and every later one. False: there is none.
+///
+/// # Errors
+/// The kernel offers no way to it, or not to this user.
+pub fn abort(name: &str) -> Result<bool, Error> {
+    runtime::check_name(name)?;
+    mount::abort(&runtime::runtime_root().join(name))
 }
 
 /// As `cleanup_stale`, with the lock held.
@@ -151,7 +163,7 @@ impl FuseFrontEnd {
         Ok(FuseFrontEnd {
             device,
             ops: Ops::new(config.geometry, info),
-            answers: VecDeque::new(),
+            answers: VecDeque::with_capacity(TAKE_BUDGET),
             control: Control::new(
                 config.name.clone(),
                 kind,
@@ -209,9 +221,13 @@ impl FrontEnd for FuseFrontEnd {
     }
 
     fn take(&mut self, out: &mut Vec<Request>, pool: &Pool) -> io::Result<()> {
-        for _ in 0..TAKE_BUDGET {
+        for taken in 0..TAKE_BUDGET {
             if self.stopped {
                 return Ok(());
+            }
+            // One is read in any case: it may be the news that the connection is gone.
+            if taken > 0 && self.ops.is_full() {
+                break;
             }
             let event = match self.device.read(pool) {
                 Ok(event) => event,
@@ -243,6 +259,10 @@ impl FrontEnd for FuseFrontEnd {
         self.push_answers()
     }
 
+    fn is_full(&self) -> bool {
+        self.ops.is_full()
+    }
+
     fn complete(&mut self, completion: Completion, out: &mut Vec<Request>) {
         let mut sink = Sink {
             requests: out,
@@ -261,21 +281,7 @@ impl FrontEnd for FuseFrontEnd {
     }
 
     fn resize(&mut self, new_size: u64) -> Result<Work<()>, Error> {
-        let geometry = Geometry {
-            size: new_size,
-            ..self.ops.geometry
-        };
-        check_geometry(&geometry, self.control.kind)?;
-        if new_size < self.ops.geometry.size {
-            return Err(Error::new(
-                ErrorKind::Geometry,
-                format!(
-                    "the device can't shrink from {} to {new_size} bytes",
-                    self.ops.geometry.size
-                ),
-            ));
-        }
-        self.ops.geometry = geometry;
+        self.ops.geometry = geometry::grown(&self.ops.geometry, new_size)?;
         if !self.stopped {
             self.device
                 .invalidate_attributes()
@@ -334,18 +340,7 @@ fn check_geometry(geometry: &Geometry, kind: NodeKind) -> Result<(), Error> {
             "a loop device can't have blocks of {block} bytes, which is more than a page"
         ));
     }
-    if geometry.size == 0 || !geometry.size.is_multiple_of(u64::from(block)) {
-        return bad(format!(
-            "a size of {} bytes is no multiple of the block size {block}",
-            geometry.size
-        ));
-    }
-    if i64::try_from(geometry.size).is_err() {
-        return bad(format!(
-            "{} bytes are more than a file can have",
-            geometry.size
-        ));
-    }
+    check_size(geometry)?;
     if geometry.max_transfer < block || !geometry.max_transfer.is_multiple_of(block) {
         return bad(format!(
             "a largest transfer of {} bytes is no multiple of the block size {block}",

@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
+use super::connection;
 use crate::{mountinfo, runtime, Error, ErrorKind};
 
 /// The file system's name in lists of mounts.
@@ -295,6 +296,31 @@ fn is_mounted(point: &Path) -> io::Result<bool> {
         .any(|m| m.point == point && m.fs_type == FS_TYPE))
 }
 
+/// Cuts the connection of the mount in `dir` from outside, whatever the process that serves it is doing. False: nothing is
+/// mounted there.
+///
+/// # Errors
+/// The kernel offers no way to it, or not to this user.
+pub(super) fn abort(dir: &Path) -> Result<bool, Error> {
+    let point = point_in(dir);
+    let failed = |error: io::Error| {
+        Error::io(
+            format!("can't abort the FUSE connection of {}", point.display()),
+            error,
+        )
+    };
+    let mounts = mountinfo::mounts().map_err(failed)?;
+    let ours = mounts
+        .iter()
+        .find(|m| m.point == point && m.fs_type == FS_TYPE);
+    match ours {
+        Some(mount) => connection::abort(mount.device.1)
+            .map(|()| true)
+            .map_err(failed),
+        None => Ok(false),
+    }
+}
+
 /// Removes the mount that a dead process left in `dir`, aborting its connection should a child still hold it open.
 /// Returns whether there was one.
 ///
@@ -308,11 +334,8 @@ pub(super) fn remove_leftover(dir: &Path) -> Result<bool, Error> {
         .iter()
         .find(|m| m.point == point && m.fs_type == FS_TYPE);
     if let Some(mount) = left {
-        // Connections are named by the minor number of their device (fs/fuse/control.c). Not mounted everywhere, and
-        // needed only if somebody inherited the descriptor.
-        let connection = mount.device.1.to_string();
-        let abort = Path::new("/sys/fs/fuse/connections").join(connection);
-        let _ = fs::write(abort.join("abort"), "1");
+        // Needed only if somebody inherited the descriptor.
+        let _ = connection::abort(mount.device.1);
         unmount(&point, true)?;
     }
     // Only ever an empty file; a directory or a file with content is not ours.

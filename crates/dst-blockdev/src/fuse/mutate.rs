@@ -40,6 +40,8 @@ pub(super) struct Mutation {
     body: Body,
     /// A flush has to follow before the answer.
     flush_after: bool,
+    /// Bytes of data that it holds, which are part of `Ops::bytes`.
+    bytes: u64,
 }
 
 impl Mutation {
@@ -121,7 +123,9 @@ impl Ops {
             to,
             body: Body::write(len),
             flush_after: durable && !fua,
+            bytes: to - from,
         };
+        self.bytes += mutation.bytes;
         if (from, to) == (offset, end) {
             let data = if data.len() == len as usize {
                 data
@@ -191,6 +195,7 @@ impl Ops {
             to,
             body: Body::EMPTY,
             flush_after: false,
+            bytes: 0,
         };
         if (from, to) == (offset, end) {
             // A hole may be a discard: only if it costs no writing.
@@ -328,6 +333,7 @@ impl Ops {
         outcome: Result<(), Errno>,
         sink: &mut Sink<'_>,
     ) {
+        self.bytes -= mutation.bytes;
         match outcome {
             Err(errno) => sink.fail(mutation.unique, errno),
             Ok(()) if mutation.flush_after => self.flush(mutation.unique, mutation.body, sink),

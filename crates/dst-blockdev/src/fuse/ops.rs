@@ -30,6 +30,9 @@ use super::slots::Slots;
 const ATTR_SECONDS: u64 = 3600;
 /// Requests that the kernel may have under way in the background, and from where on it calls itself congested.
 const MAX_BACKGROUND: (u16, u16) = (256, 192);
+/// Bytes of reads and writes under way from which on no more requests are taken: what a server gives credit for, and more.
+/// Without it the kernel's queues would decide how much memory the agent needs.
+const FULL: u64 = 32 << 20;
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 
@@ -119,6 +122,8 @@ pub(super) struct Ops {
     pub(super) jobs: Slots<Job>,
     /// Mutations that wait for one that overlaps, oldest first.
     pub(super) held: VecDeque<Held>,
+    /// Bytes that the reads and writes under way or held take or will take.
+    pub(super) bytes: u64,
 }
 
 impl Ops {
@@ -126,10 +131,17 @@ impl Ops {
         Ops {
             geometry,
             info,
-            pending: Slots::new(),
-            jobs: Slots::new(),
-            held: VecDeque::new(),
+            // Synchronous requests come on top of those in the background.
+            pending: Slots::new(2 * usize::from(MAX_BACKGROUND.0)),
+            jobs: Slots::new(usize::from(MAX_BACKGROUND.0)),
+            held: VecDeque::with_capacity(usize::from(MAX_BACKGROUND.0)),
+            bytes: 0,
         }
+    }
+
+    /// Whether there is enough under way.
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes >= FULL
     }
 
     /// Takes one FUSE request; `payload` is that of a WRITE.
@@ -303,6 +315,7 @@ impl Ops {
         let len = self.fit(offset, len);
         let (from, to) = self.widen(offset, offset + u64::from(len));
         let whole = (to - from) as u32;
+        self.bytes += u64::from(whole);
         let tag = self.pending.insert(Pending::Read {
             unique,
             skip: (offset - from) as u32,
@@ -358,11 +371,14 @@ impl Ops {
                 skip,
                 len,
                 whole,
-            } => match read_data(result, whole) {
-                Ok(data) if len == whole => sink.data(unique, data),
-                Ok(data) => sink.data(unique, data.slice(skip as usize..(skip + len) as usize)),
-                Err(errno) => sink.fail(unique, errno),
-            },
+            } => {
+                self.bytes -= u64::from(whole);
+                match read_data(result, whole) {
+                    Ok(data) if len == whole => sink.data(unique, data),
+                    Ok(data) => sink.data(unique, data.slice(skip as usize..(skip + len) as usize)),
+                    Err(errno) => sink.fail(unique, errno),
+                }
+            }
             Pending::Flush { unique, body } => match result {
                 Ok(_) => sink.done(unique, body),
                 Err(error) => sink.fail(unique, error.errno()),
@@ -421,6 +437,7 @@ impl Ops {
         self.pending.clear();
         self.jobs.clear();
         self.held.clear();
+        self.bytes = 0;
     }
 }
 

@@ -8,10 +8,11 @@ pub(super) struct Slots<T> {
 }
 
 impl<T> Slots<T> {
-    pub(super) fn new() -> Slots<T> {
+    /// As many entries as `usual` at once need no allocation.
+    pub(super) fn new(usual: usize) -> Slots<T> {
         Slots {
-            places: Vec::new(),
-            free: Vec::new(),
+            places: Vec::with_capacity(usual),
+            free: Vec::with_capacity(usual),
         }
     }
 
@@ -74,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_tag_finds_its_entry_once_and_no_later_one_in_the_same_place() {
-        let mut slots = Slots::new();
+        let mut slots = Slots::new(1);
         let a = slots.insert('a');
         let b = slots.insert('b');
         assert_eq!(slots.get_mut(b), Some(&mut 'b'));

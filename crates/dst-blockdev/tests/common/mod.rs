@@ -11,9 +11,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use dst_blockdev::{Choice, Config, Error, FrontEnd, Node, NodeKind, Work};
+use dst_blockdev::{Choice, Config, Error, ErrorKind, FrontEnd, Node, NodeKind, Work};
 use dst_buf::Pool;
 use dst_client::{Completion, Extent, ExtentKind, Geometry, IoError, Op, Reply, Request};
 use rustix::event::{epoll, EventfdFlags};
@@ -250,7 +251,11 @@ impl Rig {
 
     /// Stops it as a user does and makes sure that nothing is left.
     pub fn finish(mut self) {
-        self.stop(false).unwrap();
+        let stopped = patiently(|| match self.stop(false) {
+            Err(error) if error.kind() == ErrorKind::Busy => Err(error.to_string()),
+            stopped => Ok(stopped),
+        });
+        stopped.unwrap();
         self.end();
         assert_nothing_left(&self.name);
     }
@@ -341,6 +346,19 @@ fn serve(
             let _ = epoll::delete(&epoll, front_end.fd());
             registered = false;
         }
+    }
+}
+
+/// Tries until it succeeds. A program that another test is about to start has, for a moment, everything open that this
+/// process has.
+pub fn patiently<T>(mut attempt: impl FnMut() -> Result<T, String>) -> T {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        match attempt() {
+            Ok(done) => return done,
+            Err(why) => assert!(Instant::now() < end, "{why}"),
+        }
+        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -464,7 +482,13 @@ impl MountPoint {
     }
 
     pub fn unmount(mut self) {
-        run("umount", &[self.path.to_str().unwrap()]);
+        patiently(|| {
+            let output = try_run("umount", &[self.path.to_str().unwrap()]);
+            match output.status.success() {
+                true => Ok(()),
+                false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+            }
+        });
         self.mounted = false;
     }
 }

@@ -41,6 +41,9 @@ const CONTROL: u64 = USER_TOKEN + 16;
 /// Tag of the loop's own flush. No front end uses it: theirs are made of small numbers.
 const FLUSH_TAG: u64 = u64::MAX;
 
+/// Requests, completions and events of one turn that find room without an allocation.
+const BATCH: usize = 1024;
+
 /// A forced detach takes no longer: `dst detach --force` promises 5 s, and the process has to end in that time too.
 const FORCED: Duration = Duration::from_millis(3500);
 
@@ -88,6 +91,8 @@ pub struct DeviceLoop<'a> {
     driver: Driver,
     front: Box<dyn FrontEnd>,
     front_watched: bool,
+    /// The front end has enough for now, and is not asked for more.
+    front_full: bool,
     control: ControlServer,
     dir: &'a DeviceDir,
     announcer: &'a mut Announcer,
@@ -177,6 +182,7 @@ impl<'a> DeviceLoop<'a> {
             driver: parts.driver,
             front: parts.front,
             front_watched: true,
+            front_full: false,
             control,
             dir: parts.dir,
             announcer: parts.announcer,
@@ -197,9 +203,9 @@ impl<'a> DeviceLoop<'a> {
             failure: None,
             sampler: Sampler::new(now),
             last_state: "",
-            requests: Vec::new(),
-            done: Vec::new(),
-            ready: Vec::new(),
+            requests: Vec::with_capacity(BATCH),
+            done: Vec::with_capacity(BATCH),
+            ready: Vec::with_capacity(BATCH),
         };
         device.run_beside(start, Finished::Started)?;
         device.works += 1;
@@ -281,6 +287,7 @@ impl<'a> DeviceLoop<'a> {
             self.driver.submit(request);
         }
         self.note_turn(turn);
+        self.pace_front();
         self.check_front();
         self.go_on();
         Ok(())
@@ -341,6 +348,28 @@ impl<'a> DeviceLoop<'a> {
                 self.lost.get_or_insert(text);
             }
             self.stage = Stage::Ended;
+        }
+    }
+
+    /// Leaves requests in the kernel while there are enough here.
+    fn pace_front(&mut self) {
+        let full = self.front.is_full();
+        if full == self.front_full || !self.front_watched {
+            return;
+        }
+        let interest = match full {
+            true => Interest::NONE,
+            false => Interest::READ,
+        };
+        match self
+            .driver
+            .poller()
+            .modify(self.front.fd(), FRONT, interest)
+        {
+            Ok(()) => self.front_full = full,
+            Err(error) => self
+                .log
+                .line(&format!("can't pause reading requests: {error}")),
         }
     }
 

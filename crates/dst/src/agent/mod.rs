@@ -26,6 +26,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 
+use dst_blockdev::Preparation;
 use dst_client::{Driver, OpenError, Options};
 use dst_net::Address;
 use dst_proto::Status;
@@ -52,7 +53,7 @@ pub fn run_in_background(options: &Attach) -> Outcome {
     }
     let mut announcer =
         Announcer::take_stdout().map_err(Failure::io("can't talk to who started this"))?;
-    let served = serve(options, true, &mut announcer, &preparation.missing);
+    let served = serve(options, true, &mut announcer, &preparation);
     if let Err(failure) = &served {
         announcer.tell(&Event::Failed(failure.clone()));
     }
@@ -67,7 +68,7 @@ pub fn run_in_background(options: &Attach) -> Outcome {
 pub fn run_in_foreground(options: &Attach, show: impl FnMut(&Event) + Send + 'static) -> Outcome {
     let preparation = dst_blockdev::prepare_agent(false);
     let mut announcer = Announcer::Foreground(Box::new(show));
-    serve(options, false, &mut announcer, &preparation.missing)
+    serve(options, false, &mut announcer, &preparation)
 }
 
 /// The device's name: as given, or the export's.
@@ -101,7 +102,7 @@ fn serve(
     options: &Attach,
     background: bool,
     announcer: &mut Announcer,
-    unprepared: &[String],
+    preparation: &Preparation,
 ) -> Outcome {
     let signals = Signals::install().map_err(Failure::io("can't take signals"))?;
     let name = device_name(options)?;
@@ -126,7 +127,7 @@ fn serve(
         signals: &signals,
         log: Log::foreground(),
     };
-    let served = setup.serve(background, &lock, unprepared);
+    let served = setup.serve(background, &lock, preparation);
     dir.remove(lock);
     // Only now is it true.
     served.and_then(device::Ended::tell)
@@ -147,10 +148,14 @@ impl Setup<'_> {
         &mut self,
         background: bool,
         lock: &AgentLock,
-        unprepared: &[String],
+        preparation: &Preparation,
     ) -> Outcome<device::Ended> {
-        self.prepare(background, lock, unprepared)?;
-        self.make_device()?.run()
+        self.prepare(background, lock, &preparation.missing)?;
+        let device = self.make_device(preparation.locked)?;
+        if preparation.locked {
+            dst_blockdev::reserve_heap();
+        }
+        device.run()
     }
 
     /// Opens the log, takes away what a dead agent has left, and writes down what is served now.
@@ -192,9 +197,9 @@ impl Setup<'_> {
             .map_err(Failure::io("can't write into the runtime directory"))
     }
 
-    /// Connects and opens the front end.
-    fn make_device(&mut self) -> Outcome<DeviceLoop<'_>> {
-        let driver = self.open_driver()?;
+    /// Connects and opens the front end. With `locked`, memory for everything that a request needs is set aside first.
+    fn make_device(&mut self, locked: bool) -> Outcome<DeviceLoop<'_>> {
+        let driver = self.open_driver(locked)?;
         let geometry = driver.geometry();
         let front = dst_blockdev::open(
             self.options.front_end,
@@ -217,8 +222,10 @@ impl Setup<'_> {
     }
 
     /// Opens the first session; a read-only export is opened read-only without being asked to.
-    fn open_driver(&self) -> Outcome<Driver> {
+    fn open_driver(&self, locked: bool) -> Outcome<Driver> {
         let mut options = client_options(self.options)?;
+        // Where memory can't be locked nothing is gained by having it early.
+        options.reserve = locked.then_some(dst_blockdev::IN_FLIGHT);
         let opened = match self.open_beside(options.clone())? {
             Err(OpenError::Refused {
                 status: Status::READ_ONLY,
@@ -263,9 +270,11 @@ fn client_options(attach: &Attach) -> Outcome<Options> {
     options.read_only = attach.read_only;
     options.deadline = attach.deadline.0;
     options.connections = attach.connections;
-    if let Some(retain) = attach.retain {
-        options.retain = retain.0;
-    }
+    options.retain = match attach.retain {
+        Some(retain) => retain.0,
+        // Since all of it is locked, not more than a small machine has to spare.
+        None => options.retain.map(|usual| usual.min(memory() / 8)),
+    };
     options.insecure = attach.insecure;
     options.connect_timeout = attach.connect_timeout.0;
     let state = dst_client::identity::state_dir();
@@ -274,4 +283,15 @@ fn client_options(attach: &Attach) -> Outcome<Options> {
         state.display()
     )))?;
     Ok(options)
+}
+
+/// Bytes of memory that this machine has.
+fn memory() -> u64 {
+    let system = rustix::system::sysinfo();
+    #[allow(
+        clippy::useless_conversion,
+        reason = "a C long, which is shorter on some machines"
+    )]
+    let total = u64::from(system.totalram);
+    total.saturating_mul(system.mem_unit.into())
 }

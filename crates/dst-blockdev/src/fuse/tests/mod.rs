@@ -167,6 +167,7 @@ impl Bench {
         assert!(
             self.ops.held.is_empty() && self.ops.jobs.is_empty() && self.ops.pending.is_empty()
         );
+        assert_eq!(self.ops.bytes, 0, "nothing is under way");
     }
 
     /// Sends a message, lets everything finish, gives the answer.

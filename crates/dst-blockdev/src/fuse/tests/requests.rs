@@ -350,3 +350,27 @@ fn what_is_not_known_is_refused_once_and_for_all() {
     bench.send(Message::Forget, None, false);
     assert!(bench.answers.is_empty(), "FORGET takes no answer");
 }
+
+#[test]
+fn it_is_full_while_reads_and_writes_of_many_bytes_are_under_way() {
+    let mut bench = Bench::new(Geometry {
+        size: 64 << 20,
+        max_transfer: 1 << 20,
+        ..geometry()
+    });
+    let payload = vec![1; 1 << 20];
+    for number in 0..16 {
+        bench.send(write(number << 20, 1 << 20, 0), Some(&payload), true);
+        let offset = (32 + number) << 20;
+        let size = 1 << 20;
+        assert!(!bench.ops.is_full());
+        bench.send(Message::Read { offset, size }, None, true);
+    }
+    // Held behind the first.
+    bench.send(write(1, 100, 0), Some(&payload[..100]), true);
+    assert!(bench.ops.is_full());
+    bench.complete(1, true);
+    bench.complete(1, true);
+    assert!(!bench.ops.is_full());
+    bench.drain();
+}

@@ -1,0 +1,316 @@
+//! The ublk front end: a block device `/dev/ublkbN` by the kernel's ublk driver, whose requests come through an io_uring.
+//!
+//! It needs root and the driver of Linux 6.5 or later (`modprobe ublk_drv`); what else a driver can do is asked of it, not
+//! concluded from a version. A request passes through one driver and is copied once.
+//!
+//! **If the agent dies, the device dies**: no recovery is asked for, so the driver fails every request and removes the disk;
+//! a file system on it has to be unmounted. (A driver before Linux 6.16 that finds every tag taken at that moment notices
+//! only when its oldest request is 30 s old.) What is left then is a device without a disk, which
+//! [`crate::cleanup_stale`] removes.
+//!
+//! # States
+//!
+//! | state | entered by | queue | disk | ends by |
+//! | --- | --- | --- | --- | --- |
+//! | made | `open`: ADD_DEV, SET_PARAMS | there, idle | none | `start` |
+//! | starting | `start`: FETCH on every tag, then START_DEV beside | serves | appears, is read for partitions | START_DEV is done |
+//! | up | START_DEV | serves | there | `stop`; removed from outside; abort |
+//! | stopping | STOP_DEV, beside | serves what is written back, until every tag is gone | going | every tag is gone |
+//! | stopped | the last tag, an abort, a driver that breaks its word | none | none, or every request fails | dropping it |
+//!
+//! # Invariants
+//! - START_DEV is issued only when every tag fetches, and never by the thread that serves: it reads the partition table.
+//! - The queue never ends between START_DEV and the disk's appearance, unless the process dies (`works.rs` says why).
+//! - A device is stopped or deleted only if it has our mark: its number may have passed on to somebody else.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `abi.rs` | the driver's numbers and structures |
+//! | `control.rs` | control commands |
+//! | `queue.rs`, `tags.rs` | the data path; whose turn it is on each tag, and what requests ask for, sans I/O |
+//! | `params.rs` | what the device announces |
+//! | `disk.rs` | the disk in sysfs and `/dev` |
+//! | `record.rs` | what is written down for a later process |
+//! | `works.rs` | the works that may block |
+
+mod abi;
+mod control;
+mod disk;
+mod params;
+mod queue;
+mod record;
+mod tags;
+mod works;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use dst_buf::Pool;
+use dst_client::{Completion, Geometry, Request};
+use rustix::event::EventfdFlags;
+
+use self::abi::{feature, DevInfo};
+use self::control::Control;
+use self::disk::Disk;
+use self::queue::Queue;
+use self::record::Mark;
+use self::works::{Parts, Works};
+use crate::runtime::NameLock;
+use crate::{geometry, node, runtime, Config, Error, ErrorKind, FrontEnd, Node, NodeKind, Work};
+
+/// Requests at once, as many as the client takes.
+const DEPTH: u16 = 128;
+
+/// Whether this machine and user can make such a device.
+///
+/// # Errors
+/// What is missing and what to do.
+pub fn check(kind: NodeKind) -> Result<(), Error> {
+    if kind == NodeKind::File {
+        return Err(Error::new(
+            ErrorKind::NotAvailable,
+            "the ublk front end makes block devices only",
+        )
+        .with_hint("use --front-end fuse for a plain file"));
+    }
+    if !runtime::is_root() {
+        return Err(
+            Error::new(ErrorKind::Permission, "only root can make a block device")
+                .with_hint("run it with sudo, or use --front-end fuse"),
+        );
+    }
+    Control::open().map(drop)
+}
+
+/// Removes what a dead front end of this name has left: the ublk device, the link. Returns what was there.
+///
+/// A disk that somebody still has open goes when the last one closes it; I/O on it fails until then.
+///
+/// # Errors
+/// `NameTaken` if a live front end has the name; `Io` if something can't be removed.
+pub fn cleanup_stale(name: &str) -> Result<Vec<String>, Error> {
+    let lock = NameLock::take(name)?;
+    clean(lock.dir(), name)
+}
+
+/// As `cleanup_stale`, with the lock held.
+fn clean(dir: &Path, name: &str) -> Result<Vec<String>, Error> {
+    let mut cleaned = Vec::new();
+    let link = Path::new(crate::NODE_DIR).join(name);
+    if let Some(mark) = Mark::find(dir) {
+        // Without a driver there are no devices.
+        if disk::driver_is_there() {
+            let mut control = Control::open()?;
+            for id in mark.devices(&mut control)? {
+                let disk = Disk { id };
+                control.stop(id)?;
+                control.delete(id)?;
+                node::remove(&link, &disk.path());
+                cleaned.push(format!("the ublk device {}", disk.name()));
+            }
+        }
+    }
+    Mark::remove(dir);
+    if let Some(target) = fs::read_link(&link).ok().filter(|to| disk::is_dangling(to)) {
+        node::remove(&link, &target);
+    }
+    Ok(cleaned)
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct UblkFrontEnd {
+    /// `None` once stopped.
+    queue: Option<Queue>,
+    /// An event descriptor that the queue makes readable.
+    event: OwnedFd,
+    /// As it is now.
+    geometry: Geometry,
+    works: Arc<Works>,
+    /// Held until everything has been taken away.
+    _lock: NameLock,
+}
+
+impl UblkFrontEnd {
+    /// Makes the device, without a disk as yet. Whatever a dead front end of the same name has left is removed first.
+    ///
+    /// # Errors
+    /// Any kind but `Busy` and `Stopped`.
+    pub fn open(config: &Config) -> Result<UblkFrontEnd, Error> {
+        let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
+        params::check(&config.geometry, page)?;
+        check(config.node.unwrap_or(NodeKind::BlockDevice))?;
+        let lock = NameLock::take(&config.name)?;
+        clean(lock.dir(), &config.name)?;
+
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let event = rustix::event::eventfd(0, flags)
+            .map_err(io::Error::from)
+            .and_then(|event| Ok((event.try_clone()?, event)));
+        let (event, events) = event.map_err(|e| Error::io("can't make an event descriptor", e))?;
+        let mut control = Control::open()?;
+        let mark = Mark::create(lock.dir())?;
+        let transfer = params::transfer(&config.geometry, page);
+        let info = match add(&mut control, mark, transfer, config.partitions) {
+            Ok(info) => info,
+            Err(error) => {
+                Mark::remove(lock.dir());
+                return Err(error);
+            }
+        };
+        let id = info.dev_id;
+        let transfer = transfer.min(info.max_io_buf_bytes);
+        let params = params::params(&config.geometry, transfer);
+        let opened = control
+            .set_params(id, &params)
+            .and_then(|()| Queue::open(id, info.queue_depth, events));
+        let works = Works::new(Parts {
+            name: config.name.clone(),
+            disk: Disk { id },
+            mark,
+            dir: lock.dir().to_owned(),
+            geometry: config.geometry,
+            transfer,
+            partitions: config.partitions,
+            control,
+        });
+        match opened {
+            Ok(queue) => Ok(UblkFrontEnd {
+                queue: Some(queue),
+                event,
+                geometry: config.geometry,
+                works,
+                _lock: lock,
+            }),
+            Err(error) => {
+                let _ = works.stop(true);
+                Err(error)
+            }
+        }
+    }
+
+    /// Nothing comes any more. What is in the queue fails.
+    fn end(&mut self) {
+        self.works.set_ended();
+        if let Some(mut queue) = self.queue.take() {
+            queue.fail_all();
+        }
+    }
+}
+
+/// Makes a device with our mark.
+fn add(
+    control: &mut Control,
+    mark: Mark,
+    transfer: u32,
+    partitions: bool,
+) -> Result<DevInfo, Error> {
+    let mut flags = feature::CMD_IOCTL_ENCODE | feature::USER_COPY;
+    if !partitions {
+        flags |= control.features() & feature::NO_AUTO_PART_SCAN;
+    }
+    control.add(DevInfo {
+        nr_hw_queues: 1,
+        queue_depth: DEPTH,
+        max_io_buf_bytes: transfer,
+        dev_id: abi::ANY_ID,
+        flags,
+        ublksrv_flags: mark.bits(),
+        ..DevInfo::default()
+    })
+}
+
+impl FrontEnd for UblkFrontEnd {
+    fn name(&self) -> &'static str {
+        "ublk"
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
+    fn take(&mut self, out: &mut Vec<Request>, pool: &Pool) -> io::Result<()> {
+        let Some(queue) = &mut self.queue else {
+            return Ok(());
+        };
+        let taken = queue.take(out, pool).and_then(|goes_on| {
+            queue.submit()?;
+            Ok(goes_on)
+        });
+        if !matches!(taken, Ok(true)) {
+            self.end();
+        }
+        taken.map(drop)
+    }
+
+    fn is_full(&self) -> bool {
+        self.queue.as_ref().is_some_and(Queue::is_full)
+    }
+
+    fn complete(&mut self, completion: Completion, _out: &mut Vec<Request>) {
+        if let Some(queue) = &mut self.queue {
+            queue.complete(&completion);
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let submitted = match &mut self.queue {
+            Some(queue) => queue.submit(),
+            None => Ok(()),
+        };
+        if submitted.is_err() {
+            self.end();
+        }
+        submitted
+    }
+
+    /// To be called by the thread that serves: from here on the queue is its own.
+    fn start(&mut self) -> Work<Node> {
+        let begun = match &mut self.queue {
+            Some(queue) => queue.begin(),
+            None => Ok(()),
+        };
+        if begun.is_err() {
+            self.end();
+        }
+        let works = Arc::clone(&self.works);
+        Box::new(move || {
+            begun.map_err(|e| Error::io("can't fetch requests by io_uring", e))?;
+            works.start()
+        })
+    }
+
+    fn resize(&mut self, new_size: u64) -> Result<Work<()>, Error> {
+        self.geometry = geometry::grown(&self.geometry, new_size)?;
+        let works = Arc::clone(&self.works);
+        Ok(Box::new(move || works.resize(new_size)))
+    }
+
+    fn in_use(&self) -> Work<Option<String>> {
+        let works = Arc::clone(&self.works);
+        Box::new(move || works.in_use())
+    }
+
+    fn stop(&mut self, force: bool) -> Work<()> {
+        if force {
+            self.end();
+        }
+        let works = Arc::clone(&self.works);
+        Box::new(move || works.stop(force))
+    }
+
+    fn stopped(&self) -> bool {
+        self.queue.is_none()
+    }
+}
+
+impl Drop for UblkFrontEnd {
+    /// Takes away what is still there, as a forced stop does.
+    fn drop(&mut self) {
+        self.end();
+        let _ = self.works.stop(true);
+    }
+}

@@ -1,0 +1,330 @@
+//! Memory set aside: one mapping that is there, page for page, from the beginning, and from which buffers are cut.
+//!
+//! Whoever writes out other programs' memory must not need memory for it: a reserve never asks the system for any after it
+//! was made. A map with one bit per page says what is taken. A buffer is a run of pages, the lowest that fits, so that the
+//! same memory is used again and again as long as little of it is in use (the processor's caches like that), and nothing is
+//! lost but what a buffer does not use of its last page.
+//!
+//! # Invariants
+//! - A page's bit is set exactly while the page belongs to a block that is out, or lies beyond the end.
+//! - No page below `hint`, in words of the map, is free.
+//! - The header of a block is that of its first page, so that two blocks never share one.
+
+use std::alloc::{alloc, dealloc, handle_alloc_error, Layout};
+use std::io;
+use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::io::Errno;
+use rustix::mm::{madvise, mmap_anonymous, mprotect, munmap, Advice};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
+
+use crate::block::{Block, FreeBlock, ALIGNMENT};
+
+/// See the [module](self).
+pub(crate) struct Reserve {
+    memory: NonNull<u8>,
+    /// One per page, initialised when the page begins a block.
+    headers: NonNull<Block>,
+    pages: usize,
+    map: Mutex<Map>,
+}
+
+// SAFETY: which page and header belongs to whom is decided under the lock of `map`; a block that is out is reached through
+// its handles alone.
+unsafe impl Send for Reserve {}
+// SAFETY: as above.
+unsafe impl Sync for Reserve {}
+
+impl Reserve {
+    /// Maps `bytes`, rounded up to pages, and makes every page present.
+    ///
+    /// # Errors
+    /// There is not so much memory.
+    pub(crate) fn new(bytes: usize) -> io::Result<Reserve> {
+        let pages = bytes.div_ceil(ALIGNMENT).max(1);
+        let size = pages
+            .checked_mul(ALIGNMENT)
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        let layout = Self::headers_layout(pages).ok_or(io::ErrorKind::OutOfMemory)?;
+        let memory = map_present(size)?;
+        // SAFETY: the layout's size is not 0, as there is at least one page.
+        let headers = unsafe { alloc(layout) };
+        let Some(headers) = NonNull::new(headers.cast::<Block>()) else {
+            handle_alloc_error(layout)
+        };
+        // Present as well, before they are needed.
+        // SAFETY: `headers` has room for `pages` headers, for which any bytes will do until they are initialised.
+        unsafe { headers.write_bytes(0, pages) };
+        Ok(Reserve {
+            memory,
+            headers,
+            pages,
+            map: Mutex::new(Map::new(pages)),
+        })
+    }
+
+    fn headers_layout(pages: usize) -> Option<Layout> {
+        Layout::array::<Block>(pages).ok()
+    }
+
+    /// A block of at least `len` bytes, if there is room.
+    pub(crate) fn take(&self, len: usize) -> Option<FreeBlock> {
+        let count = len.div_ceil(ALIGNMENT).max(1);
+        let first = self.lock().take(count)?;
+        // SAFETY: `first` is a page of the mapping; the map has given it to nobody else, so neither its header nor its
+        // memory is referred to. Both live as long as this reserve, which the pool of every handle keeps alive.
+        unsafe {
+            let memory = self.memory.add(first * ALIGNMENT);
+            let header = self.headers.add(first);
+            header.write(Block::reserved(memory, count * ALIGNMENT));
+            Some(FreeBlock::of_reserve(header))
+        }
+    }
+
+    /// Takes back `size` bytes, whole pages, from `memory` on, that nothing refers to.
+    pub(crate) fn give_back(&self, memory: NonNull<u8>, size: usize) {
+        let first = (memory.addr().get() - self.memory.addr().get()) / ALIGNMENT;
+        self.lock().give_back(first, size / ALIGNMENT);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Map> {
+        // Nothing that runs under the lock can leave the map half changed.
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Reserve {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new` with this size. Every block that was out had a handle on the pool that owns this.
+        let _ = unsafe { munmap(self.memory.as_ptr().cast(), self.pages * ALIGNMENT) };
+        if let Some(layout) = Self::headers_layout(self.pages) {
+            // SAFETY: allocated in `new` with this layout. Headers of free blocks own nothing.
+            unsafe { dealloc(self.headers.as_ptr().cast(), layout) };
+        }
+    }
+}
+
+/// Maps `size` zeroed bytes, a multiple of [`ALIGNMENT`], with memory behind every page.
+fn map_present(size: usize) -> io::Result<NonNull<u8>> {
+    // Without access at first: a process that locks its memory would otherwise get small pages at once.
+    // SAFETY: a fresh mapping at an address that the kernel chooses.
+    let start = unsafe {
+        mmap_anonymous(
+            std::ptr::null_mut(),
+            size,
+            ProtFlags::empty(),
+            MapFlags::PRIVATE,
+        )
+    }?;
+    let present = || -> rustix::io::Result<()> {
+        // Large pages where the system has them: a wish only.
+        // SAFETY: the range is the fresh mapping; this changes how it is backed, not what it holds.
+        let _ = unsafe { madvise(start, size, Advice::LinuxHugepage) };
+        // SAFETY: the range is the fresh mapping, which nobody uses yet.
+        unsafe { mprotect(start, size, MprotectFlags::READ | MprotectFlags::WRITE) }?;
+        // SAFETY: as for the first advice.
+        match unsafe { madvise(start, size, Advice::LinuxPopulateWrite) } {
+            // Before Linux 5.14: by hand.
+            Err(Errno::INVAL) => {
+                for at in (0..size).step_by(ALIGNMENT) {
+                    // SAFETY: within the mapping, which is writable now and nobody else's.
+                    unsafe { start.cast::<u8>().add(at).write_volatile(0) };
+                }
+                Ok(())
+            }
+            populated => populated,
+        }
+    };
+    let mapped = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+    if let Err(errno) = present() {
+        // SAFETY: mapped above, and nobody uses it.
+        let _ = unsafe { munmap(start, size) };
+        return Err(errno.into());
+    }
+    Ok(mapped)
+}
+
+/// Which pages are taken.
+struct Map {
+    /// A set bit is a taken page, or one beyond the end.
+    words: Box<[u64]>,
+    hint: usize,
+}
+
+impl Map {
+    fn new(pages: usize) -> Map {
+        let mut words = vec![0; pages.div_ceil(64)].into_boxed_slice();
+        if let (Some(last), used @ 1..) = (words.last_mut(), pages % 64) {
+            *last = u64::MAX << used;
+        }
+        Map { words, hint: 0 }
+    }
+
+    /// Takes the lowest run of `count` free pages.
+    fn take(&mut self, count: usize) -> Option<usize> {
+        let first = self.find(count)?;
+        self.mark(first, count, true);
+        while self.words.get(self.hint) == Some(&u64::MAX) {
+            self.hint += 1;
+        }
+        Some(first)
+    }
+
+    fn give_back(&mut self, first: usize, count: usize) {
+        self.mark(first, count, false);
+        self.hint = self.hint.min(first / 64);
+    }
+
+    fn find(&self, count: usize) -> Option<usize> {
+        // Free pages right below the place that is looked at.
+        let mut run = 0;
+        for (at, &word) in self.words.iter().enumerate().skip(self.hint) {
+            let mut bit = 0;
+            while bit < 64 {
+                let free = ((word >> bit).trailing_zeros() as usize).min(64 - bit);
+                run += free;
+                bit += free;
+                if run >= count {
+                    return Some(at * 64 + bit - run);
+                }
+                if bit < 64 {
+                    run = 0;
+                    bit += (word >> bit).trailing_ones() as usize;
+                }
+            }
+        }
+        None
+    }
+
+    fn mark(&mut self, first: usize, count: usize, taken: bool) {
+        let (mut page, end) = (first, first + count);
+        while page < end {
+            let bit = page % 64;
+            let bits = (64 - bit).min(end - page);
+            let mask = (u64::MAX >> (64 - bits)) << bit;
+            let word = &mut self.words[page / 64];
+            debug_assert_eq!(*word & mask, if taken { 0 } else { mask });
+            *word ^= mask;
+            page += bits;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Buf, Pool, Shared, ALIGNMENT};
+    use proptest::prelude::*;
+
+    const PAGE: usize = ALIGNMENT;
+
+    /// A pool that has nothing but its reserve.
+    fn pool(pages: usize) -> Pool {
+        Pool::with_reserve(0, pages * PAGE).unwrap()
+    }
+
+    fn address(bytes: &[u8]) -> usize {
+        bytes.as_ptr().addr()
+    }
+
+    #[test]
+    fn buffers_take_whole_pages_and_the_lowest_that_are_free() {
+        let pool = pool(70);
+        let first = pool.get(1);
+        let start = address(&first);
+        let second = pool.get(2 * PAGE + 1);
+        let third = pool.get(66 * PAGE);
+        assert_eq!(address(&second), start + PAGE);
+        assert_eq!(address(&third), start + 4 * PAGE);
+        assert_eq!(pool.outstanding_bytes(), 70 * PAGE);
+        assert!(third.iter().all(|byte| *byte == 0));
+        drop(second);
+        assert_eq!(address(&pool.get(3 * PAGE)), start + PAGE);
+        drop(first);
+        assert_eq!(address(&pool.get(4 * PAGE)), start);
+        assert_eq!(pool.missed(), 0);
+    }
+
+    #[test]
+    fn what_has_no_room_is_allocated_and_counted() {
+        let pool = pool(2);
+        let held = pool.get(PAGE);
+        let mut beyond = pool.get(2 * PAGE);
+        assert_eq!(pool.missed(), 1);
+        beyond.fill(3);
+        beyond.truncate(1);
+        beyond.shrink();
+        assert_eq!(beyond.capacity(), 4 * PAGE, "it has a class of its own");
+        drop((held, beyond));
+        assert_eq!((pool.outstanding_bytes(), pool.cached_bytes()), (0, 0));
+        drop(pool.get(2 * PAGE));
+        assert_eq!(pool.missed(), 1);
+    }
+
+    #[test]
+    fn what_is_cut_off_is_free_for_others_at_once() {
+        let pool = pool(4);
+        let mut long = pool.get(4 * PAGE);
+        long.truncate(PAGE + 1);
+        long.shrink();
+        assert_eq!(long.capacity(), 2 * PAGE);
+        assert_eq!(pool.outstanding_bytes(), 2 * PAGE);
+        let other = pool.get(2 * PAGE);
+        assert_eq!(address(&other), address(&long) + 2 * PAGE);
+        let mut empty = long;
+        empty.truncate(0);
+        empty.shrink();
+        assert_eq!(empty.share().held_bytes(), PAGE);
+        assert_eq!(pool.missed(), 0);
+    }
+
+    #[test]
+    fn a_reserve_outlives_its_pool_as_long_as_a_buffer_of_it() {
+        let pool = pool(3);
+        let shared = pool.copy_of(&[5; 9000]).share();
+        let part = shared.slice(8000..);
+        drop(pool);
+        drop(shared);
+        assert!(part.iter().all(|byte| *byte == 5));
+        let mut again = part.try_unique().expect("the only one");
+        again.fill(6);
+    }
+
+    #[test]
+    fn more_than_there_is_can_not_be_reserved() {
+        assert!(Pool::with_reserve(0, usize::MAX / 4).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_buffers_share_a_page_and_all_come_back(
+            steps in proptest::collection::vec((1..6 * PAGE, any::<bool>(), any::<prop::sample::Index>()), 1..200),
+        ) {
+            let pool = pool(130);
+            let mut held: Vec<(Shared, u8)> = Vec::new();
+            for (at, (len, cut, which)) in steps.into_iter().enumerate() {
+                if at % 3 == 2 && !held.is_empty() {
+                    held.swap_remove(which.index(held.len()));
+                }
+                let mut buf: Buf = pool.get(len);
+                if cut {
+                    buf.truncate(len / 2);
+                    buf.shrink();
+                }
+                let fill = at as u8;
+                buf.fill(fill);
+                held.push((buf.share(), fill));
+                let total: usize = held.iter().map(|(bytes, _)| bytes.held_bytes()).sum();
+                prop_assert_eq!(pool.outstanding_bytes(), total);
+            }
+            for (bytes, fill) in &held {
+                prop_assert!(bytes.iter().all(|byte| byte == fill));
+            }
+            held.clear();
+            prop_assert_eq!(pool.outstanding_bytes(), 0);
+            let missed = pool.missed();
+            drop(pool.get(130 * PAGE));
+            prop_assert_eq!(pool.missed(), missed, "all of it is free again");
+        }
+    }
+}

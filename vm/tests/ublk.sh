@@ -1,0 +1,152 @@
+#!/bin/sh
+# In the guest: a device on this kernel's ublk driver through its whole life: what it announces, a file system on it while
+# the server is killed, growing, detaching by force, the death of its agent.
+# Modules: ublk_drv, ext4. Files: dst, lib.sh, /usr/bin/dd.
+set -eu
+# shellcheck source=lib.sh
+. /dst/lib.sh
+size=268435456
+
+try_attach() { dst attach "$@" "$url" >/tmp/attached 2>&1; }
+
+attach() {
+    wait_for 10 try_attach "$@"
+    disk=$(readlink /dev/dst/disk)
+    case $disk in
+        /dev/ublkb[0-9]*) ;;
+        *) fail "/dev/dst/disk leads to $disk" ;;
+    esac
+    [ -b "$disk" ] || fail "$disk is no block device"
+    sys=/sys/block/${disk#/dev/}
+}
+
+nothing_left() {
+    [ -z "$(ls /sys/class/ublk-char)" ] || fail "devices left behind: $(ls /sys/class/ublk-char)"
+    for node in /dev/ublkb* /dev/ublkc* /dev/dst/* /run/dst/disk; do
+        [ ! -e "$node" ] && [ ! -L "$node" ] || fail "left behind: $node"
+    done
+}
+
+gone() { [ ! -e "$sys" ]; }
+
+partitioned_image "$size"
+serve
+attach --front-end ublk
+[ "$(from_status front_end)" = '"ublk"' ] || fail "the front end is $(from_status front_end)"
+[ "$(from_status notes)" = '[]' ] || fail "notes: $(from_status notes)"
+[ "$(from_status size)" = "$size" ] || fail "status says $(from_status size) bytes"
+shows size $((size / 512))
+shows ro 0
+shows queue/logical_block_size "$(from_status logical_block)"
+shows queue/physical_block_size "$(from_status physical_block)"
+shows queue/max_sectors_kb 1024
+shows queue/write_cache "write back"
+shows queue/fua 1
+shows queue/discard_max_bytes 2147483648
+shows queue/write_zeroes_max_bytes 2147483648
+shows queue/rotational 0
+echo "ok: it shows what was negotiated"
+
+[ "$(cat "$sys/${disk#/dev/}p1/start")" = 2048 ] || fail "the partition is at the wrong place"
+[ "$(blockdev --getsize64 "${disk}p1")" = 33554432 ] || fail "the partition has the wrong size"
+echo "ok: partitions are found"
+
+dst detach disk
+nothing_left
+echo "ok: detached in good order"
+
+attach --read-only
+is_read_only
+dst detach disk
+nothing_left
+echo "ok: read-only"
+
+attach
+does_every_operation
+echo "ok: FUA, write zeroes, discard"
+
+mkfs.ext4 -q -F "$disk"
+mount -t ext4 "$disk" /mnt
+is_kept_while_mounted
+copies_while_the_server_is_killed
+umount /mnt
+fsck.ext4 -fn "$disk" >/dev/null || fail "fsck"
+dst detach disk
+nothing_left
+attach
+copies_are_whole
+echo "ok: a file system goes on while the server is killed and comes back"
+
+kill_server
+dd if=/dev/zero of="$disk" bs=1M seek=128 count=96 conv=fsync 2>/dev/null &
+writer=$!
+wait_for 30 waits
+truncate -s $((size * 2)) "$image"
+serve
+wait "$writer" || fail "writing more than the agent takes at once"
+[ "$(from_status errors)" = 0 ] || fail "$(from_status errors) requests failed"
+echo "ok: what the agent does not take at once waits in the kernel"
+
+refused() { grep -q "driver can't change the size" /run/dst/disk/log; }
+resized() { [ "$(cat "$sys/size")" = $((size / 256)) ]; }
+decided() { refused || resized; }
+wait_for 30 decided
+if refused; then
+    shows size $((size / 512))
+    echo "ok: this driver can't resize, and that is said"
+else
+    echo "ok: it follows an export that grows"
+fi
+
+kill_server
+dd if="$disk" of=/dev/null bs=64K iflag=direct 2>/dev/null &
+reader=$!
+dd if=/dev/zero of="$disk" bs=1M count=64 2>/dev/null &
+writer=$!
+wait_for 30 waits
+detach_by_force
+failed "$reader"
+wait_for 10 ended "$writer"
+nothing_left
+echo "ok: detached by force within $took s, without a server"
+
+serve
+attach
+dd if="$disk" of=/dev/null bs=64K iflag=direct 2>/dev/null &
+reader=$!
+kill -9 "$(agent)"
+wait_for 40 gone
+failed "$reader"
+dst detach disk
+nothing_left
+echo "ok: the device goes with its agent, and nothing is left of it"
+
+attach
+dd if=/dev/zero of="$disk" bs=1M seek=128 count=64 oflag=direct 2>/dev/null &
+writer=$!
+kill -STOP "$(agent)"
+dst detach --force disk >/tmp/detached || fail "detach of a stopped agent"
+grep -q killed /tmp/detached || fail "not told: $(cat /tmp/detached)"
+wait_for 40 ended "$writer"
+nothing_left
+echo "ok: an agent that is stopped is ended by force, and nothing is left of its device"
+
+attach
+kill_server
+for at in 0 64 128 192; do
+    dd if="$disk" of=/dev/null bs=1M skip="$at" count=60 iflag=direct 2>/dev/null &
+done
+wait_for 30 waits
+kill -9 "$(agent)"
+serve
+attach
+dd if="$disk" of=/dev/null bs=1M count=16 iflag=direct status=none
+dst detach disk
+nothing_left
+echo "ok: attached again over what a killed agent had left"
+
+kill "$server"
+wait "$server" || fail "the server"
+kernel_is_content
+rmmod ublk_drv
+echo "ok: the kernel has nothing to complain about"
