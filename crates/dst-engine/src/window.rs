@@ -24,8 +24,13 @@ impl<B: AsRef<[u64]> + AsMut<[u64]>> IdWindow<B> {
 
     /// Begins anew, as for a fresh session.
     pub fn reset(&mut self) {
+        self.resume(0);
+    }
+
+    /// Begins where every id up to `floor` has finished, and none above it.
+    pub fn resume(&mut self, floor: u64) {
         self.bits.as_mut().fill(0);
-        self.floor = 0;
+        self.floor = floor;
     }
 
     /// The highest id such that it and every lower one have finished; 0 at the start.

@@ -121,6 +121,8 @@ pub struct Stats {
     pub expired: u64,
     /// Requests answered RETRY and READs with a bad digest.
     pub bad_digests: u64,
+    /// Open ids of a predecessor that had to be settled.
+    pub orphans: u64,
 }
 
 /// What is to be told to the driver, each at most once at a time.

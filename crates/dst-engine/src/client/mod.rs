@@ -28,6 +28,8 @@
 //! Live --close()--> Closing --answer--> Closed
 //! ```
 //!
+//! A session that a dead process has left begins in Live or in Opening: see `adopt.rs`, and `record.rs` for what it leaves.
+//!
 //! While a session is known and no connection lives, the phase stays: requests wait and go on after a JOIN.
 //!
 //! # Invariants
@@ -40,6 +42,7 @@
 //! * In phase Replaying nothing but replays is sent.
 
 mod admit;
+mod adopt;
 mod config;
 mod conn;
 mod deadline;
@@ -48,6 +51,7 @@ mod list;
 mod liveness;
 mod open;
 mod receive;
+mod record;
 mod replay;
 mod retained;
 mod send;
@@ -61,6 +65,7 @@ pub use config::Config;
 pub use event::{CloseReason, Event, FailReason, Phase, Stats};
 pub use open::{Greeting, Names};
 pub use receive::Take;
+pub use record::{Cells, Record, Unfit, Words};
 pub use retained::{Entries, Entry, Retained};
 pub use send::{Payload, Transmit};
 pub use session::Session;

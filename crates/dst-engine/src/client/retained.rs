@@ -37,6 +37,20 @@ impl Default for Entry {
     }
 }
 
+impl Entry {
+    pub(super) fn new(request: Request, mask: bool) -> Self {
+        Self { request, mask }
+    }
+
+    pub(super) fn request(&self) -> &Request {
+        &self.request
+    }
+
+    pub(super) fn is_mask(&self) -> bool {
+        self.mask
+    }
+}
+
 /// Memory for [`Entry`]s.
 pub trait Entries: AsRef<[Entry]> + AsMut<[Entry]> {}
 impl<T: AsRef<[Entry]> + AsMut<[Entry]>> Entries for T {}
@@ -81,6 +95,36 @@ impl<E: Entries> Retained<E> {
             reserved_bytes: 0,
             released: 0,
         }
+    }
+
+    /// Takes over what a predecessor had: entries `head` to `tail`, each from `entry` by its index. None: they can't be so.
+    pub(super) fn restore(
+        &mut self,
+        head: u64,
+        tail: u64,
+        entry: impl Fn(usize) -> Option<Entry>,
+    ) -> Option<()> {
+        let count = tail.checked_sub(head)?;
+        (self.head, self.tail, self.released) = (head, tail, head);
+        if !self.is_enabled() {
+            return Some(());
+        }
+        if count > self.capacity() {
+            return None;
+        }
+        let mut seq = head;
+        while seq < tail {
+            let index = self.index(seq);
+            let known = entry(index)?;
+            if known.mask {
+                self.masks = self.masks.wrapping_add(1);
+            } else {
+                self.bytes = self.bytes.saturating_add(room(&known.request));
+            }
+            *self.entries.as_mut().get_mut(index)? = known;
+            seq = seq.wrapping_add(1);
+        }
+        Some(())
     }
 
     /// Whether writes are kept for replay.
@@ -289,7 +333,7 @@ impl<E: Entries> Retained<E> {
         false
     }
 
-    fn entry(&self, seq: u64) -> Entry {
+    pub(super) fn entry(&self, seq: u64) -> Entry {
         self.entries
             .as_ref()
             .get(self.index(seq))

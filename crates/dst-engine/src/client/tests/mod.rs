@@ -4,6 +4,7 @@
 extern crate std;
 
 mod aborts;
+mod adoption;
 mod order;
 mod retention;
 mod rig;
