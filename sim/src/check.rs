@@ -111,6 +111,11 @@ impl Book {
         barriers.map(|asked| asked.submitted).last().unwrap_or(0)
     }
 
+    /// A pending request is handed to the successor of its process.
+    pub fn reissued(&mut self, id: RequestId, deadline: u64) {
+        self.asked[id as usize].deadline = deadline;
+    }
+
     /// The latest submission of a request of a writer that was served, in the time of the model.
     pub fn latest_served(&self) -> u64 {
         self.served

@@ -6,17 +6,19 @@ mod connecting;
 mod inbound;
 mod link;
 mod outbound;
+mod recovery;
 mod session;
 mod user;
 
 use std::collections::VecDeque;
 
 use dst_engine::client::{
-    self as engine, Config, Entry, Event, FailReason, Phase, Retained, Session, Slot,
+    self as engine, Entry, Event, FailReason, Phase, Retained, Session, Slot,
 };
-use dst_proto::{Holder, Kind, Limits, OpFlags, Status};
+use dst_proto::{Holder, Kind, OpFlags, Status};
 
 use link::{Kept, Link, Memory, Place, Sent, Taking};
+use recovery::Recovery;
 
 use crate::ctx::Ctx;
 use crate::model::{Range, RequestId};
@@ -78,27 +80,14 @@ pub struct Agent {
     aborted: Vec<(u16, u64, RequestId)>,
     /// The last request that went out in each slot, with its id; none where it had gone out in an earlier session.
     last_out: Vec<(u64, Option<RequestId>)>,
+    recovery: Recovery,
 }
 
 impl Agent {
     /// A process that has just started.
     pub fn new(ctx: &mut Ctx, birth: Birth) -> Agent {
         let scenario = &ctx.scenario;
-        let config = Config {
-            writable: birth.writable,
-            holder: birth.holder,
-            limits: Limits {
-                slots: scenario.slots,
-                connections: scenario.connections,
-                max_payload: scenario.max_len,
-                window: scenario.window,
-                credit_bytes: 1 << 24,
-            },
-            digests: scenario.algorithm.mask_bit(),
-            granule: scenario.granule,
-            deadline: scenario.deadline,
-            retries: 3,
-        };
+        let config = Agent::config(scenario, &birth);
         let window = vec![0; (scenario.window / 64) as usize];
         let (bytes, entries) = if birth.writable {
             scenario.retain
@@ -142,6 +131,7 @@ impl Agent {
             close_asked: 0,
             aborted: Vec::new(),
             last_out: vec![(0, None); slots],
+            recovery: Recovery::new(scenario.slots, entries, &birth.holder),
         }
     }
 
@@ -206,6 +196,9 @@ impl Agent {
                 break;
             }
         }
+        if self.recovery.dead {
+            return;
+        }
         self.note_replayed(ctx);
         self.schedule(ctx);
     }
@@ -255,6 +248,9 @@ impl Agent {
 
     /// The process goes on after a freeze.
     pub fn thaw(&mut self, ctx: &mut Ctx) {
+        if self.recovery.dead {
+            return self.succeed(ctx);
+        }
         if !self.frozen {
             return;
         }
@@ -287,6 +283,12 @@ impl Agent {
                 ctx.net.close(&mut ctx.queue, stream, Side::Client);
             }
         }
+        self.forget_requests(ctx);
+        ctx.stats.count_engine(&self.session.stats());
+    }
+
+    /// Nothing that the user had asked for comes of this process any more.
+    fn forget_requests(&mut self, ctx: &mut Ctx) {
         self.gone(ctx);
         let when = ctx.model.tick();
         for id in ctx.book.client_gone(self.birth.life, when) {
@@ -298,12 +300,6 @@ impl Agent {
                 ctx.model.fail_read(id);
             }
         }
-        let stats = self.session.stats();
-        ctx.stats.reconnects += stats.reconnects;
-        ctx.stats.sessions_lost += stats.fresh_sessions;
-        ctx.stats.replays += stats.replayed;
-        ctx.stats.resends += stats.resent;
-        ctx.stats.bad_digests += stats.bad_digests;
     }
 
     /// Asks for the end of the session; nothing is outstanding.
@@ -318,13 +314,20 @@ impl Agent {
         let mut busy = false;
         while let Some(event) = self.session.poll_event(&mut self.slots, &mut self.retained) {
             busy = true;
+            if !matches!(event, Event::Completed { .. } | Event::Released { .. }) {
+                // What was complete before is told before.
+                self.settle_up(ctx);
+            }
+            if self.recovery.dead {
+                return false;
+            }
             match event {
                 Event::Completed {
                     slot,
                     result,
                     retained,
-                } => self.completed(ctx, slot, result, retained),
-                Event::Released { index } => self.kept[index].live = false,
+                } => self.finished(ctx, slot, result, retained),
+                Event::Released { index } => self.released(index),
                 Event::Close { index, reason } => {
                     trace!(
                         ctx,
@@ -362,7 +365,8 @@ impl Agent {
                 return false;
             }
         }
-        busy
+        self.settle_up(ctx);
+        busy && !self.recovery.dead
     }
 
     fn range_of(&self, ctx: &Ctx, request: RequestId) -> (Kind, OpFlags, Range) {

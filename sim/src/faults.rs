@@ -153,6 +153,7 @@ impl Faults {
             }
             FaultKind::Takeover => self.take_over(world),
             FaultKind::ClientKill => self.kill_client(world),
+            FaultKind::AgentCrash => self.crash_agent(world),
             FaultKind::Detach => self.detach(world),
             FaultKind::SecondWriter => {
                 self.delay_some(world);
@@ -329,6 +330,18 @@ impl Faults {
             .ctx
             .queue
             .after(pause, Event::ClientStart { client: 0 });
+        true
+    }
+
+    fn crash_agent(&mut self, world: &mut World) -> bool {
+        let steps = self.rng.spread(1, 2000);
+        let Some(agent) = world.clients[0].as_mut() else {
+            return false;
+        };
+        if agent.frozen || !agent.opened || agent.failed.is_some() || agent.is_doomed() {
+            return false;
+        }
+        agent.doom(steps);
         true
     }
 

@@ -36,6 +36,12 @@ pub enum Plant {
     IncarnationKept,
     /// A server in a new incarnation serves readers before the holder has replayed.
     GateIgnored,
+    /// A successor does not know which ids of its predecessor may be open.
+    OrphansForgotten,
+    /// A successor does not know what its predecessor had retained.
+    RetainedNotRecorded,
+    /// The client tells its user that a request is complete before its record says so.
+    ToldBeforeRecorded,
     /// The client frees a request's memory while a connection still sends it.
     MemoryFreedEarly,
 }

@@ -240,6 +240,8 @@ fn print_totals(totals: &Stats, seconds: f64, rate: f64) {
         ("replays", totals.replays),
         ("resends", totals.resends),
         ("aborts", totals.aborts),
+        ("adoptions", totals.adoptions),
+        ("  orphans", totals.orphans),
         ("bad digests", totals.bad_digests),
         ("sync errors", totals.sync_errors),
         ("holders changed", totals.takeovers),

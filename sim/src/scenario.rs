@@ -45,6 +45,9 @@ pub enum FaultKind {
     FreezeClient,
     /// The writing client process is killed; a new one attaches.
     ClientKill,
+    /// The writing client process is killed at any store to its record, or any step that others can see; a successor adopts
+    /// its session and is handed its requests again.
+    AgentCrash,
     /// The writing client detaches in order; a new one attaches.
     Detach,
     /// Another client wants to write.
@@ -67,7 +70,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// All kinds, with how often each is drawn.
-    const WEIGHTS: [(FaultKind, u32); 24] = [
+    const WEIGHTS: [(FaultKind, u32); 25] = [
         (FaultKind::Cut, 16),
         (FaultKind::CutAll, 8),
         (FaultKind::HalfOpen, 6),
@@ -83,6 +86,7 @@ impl FaultKind {
         (FaultKind::FreezeServer, 4),
         (FaultKind::FreezeClient, 4),
         (FaultKind::ClientKill, 4),
+        (FaultKind::AgentCrash, 10),
         (FaultKind::Detach, 2),
         (FaultKind::SecondWriter, 3),
         (FaultKind::Takeover, 3),
@@ -112,6 +116,7 @@ impl FaultKind {
             FaultKind::FreezeServer => "freeze-server",
             FaultKind::FreezeClient => "freeze-client",
             FaultKind::ClientKill => "client-kill",
+            FaultKind::AgentCrash => "agent-crash",
             FaultKind::Detach => "detach",
             FaultKind::SecondWriter => "second-writer",
             FaultKind::Takeover => "takeover",

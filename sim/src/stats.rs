@@ -32,6 +32,10 @@ pub struct Stats {
     pub resends: u64,
     /// ABORTs answered.
     pub aborts: u64,
+    /// Sessions adopted by a successor of a killed process.
+    pub adoptions: u64,
+    /// Ids that it found open.
+    pub orphans: u64,
     /// Payloads with bad digests.
     pub bad_digests: u64,
     /// Frames of superseded connections that were not read, in bytes.
@@ -56,6 +60,16 @@ impl Stats {
         *self.faults.entry(kind.name().to_owned()).or_default() += 1;
     }
 
+    /// Counts what a client's engine has counted.
+    pub fn count_engine(&mut self, engine: &dst_engine::client::Stats) {
+        self.reconnects += engine.reconnects;
+        self.sessions_lost += engine.fresh_sessions;
+        self.replays += engine.replayed;
+        self.resends += engine.resent;
+        self.orphans += engine.orphans;
+        self.bad_digests += engine.bad_digests;
+    }
+
     /// Adds the numbers of other scenarios.
     pub fn add(&mut self, other: &Stats) {
         self.scenarios += other.scenarios;
@@ -72,6 +86,8 @@ impl Stats {
         self.replays += other.replays;
         self.resends += other.resends;
         self.aborts += other.aborts;
+        self.adoptions += other.adoptions;
+        self.orphans += other.orphans;
         self.bad_digests += other.bad_digests;
         self.late_bytes += other.late_bytes;
         self.devices_failed += other.devices_failed;

@@ -17,6 +17,9 @@ const MAX_BACKOFF: u64 = SECOND;
 impl Agent {
     pub(super) fn connect(&mut self, ctx: &mut Ctx, index: u16) {
         let now = ctx.now();
+        if self.recovery.dead {
+            return;
+        }
         let link = &mut self.links[usize::from(index)];
         let wanted = link.stream.is_none() && self.session.wants_connection(index);
         if !wanted || link.retry_at > now {

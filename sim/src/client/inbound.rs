@@ -93,6 +93,11 @@ impl Agent {
             &names,
             &mut out,
         )?;
+        // The generation must never be used again.
+        if !self.record(ctx) {
+            return Ok(());
+        }
+        let link = &mut self.links[usize::from(index)];
         link.out.push(&out[..len]);
         link.greeted = true;
         Ok(())

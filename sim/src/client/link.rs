@@ -1,5 +1,6 @@
 //! One connection of a client, and the memory of its requests.
 
+use dst_engine::client::Request;
 use dst_engine::rx::Receiver;
 
 use crate::model::RequestId;
@@ -19,6 +20,8 @@ pub(super) enum Place {
 pub(super) struct Memory {
     pub request: Option<RequestId>,
     pub bytes: Vec<u8>,
+    /// As the engine got it.
+    pub handed: Option<Request>,
     /// For [`Plant::OverlappingWritesNotHeldBack`]: how far off the engine believes the write to be.
     pub shift: u64,
     /// A request that has gone out: in the session of this number first.
@@ -34,6 +37,8 @@ pub(super) struct Kept {
     pub shift: u64,
     pub range: (u64, u64),
     pub live: bool,
+    /// Its name in the record.
+    pub place: u64,
 }
 
 /// A payload on its way in.

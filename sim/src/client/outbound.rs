@@ -48,8 +48,12 @@ impl Agent {
             let transmit =
                 self.session
                     .poll_transmit(&mut self.slots, &mut self.retained, index, &mut out);
+            // An id must be known before it goes out.
+            if transmit.is_none() || !self.record(ctx) {
+                break;
+            }
             match transmit {
-                None => break,
+                None => {}
                 Some(Transmit::Bytes(len)) => self.queue_frame(ctx, index, &mut out[..len]),
                 Some(Transmit::Write { header, payload }) => {
                     self.queue_write(ctx, index, header, payload, &mut out);
@@ -249,6 +253,9 @@ impl Agent {
     /// Gives queued bytes to the stream. Tells whether all are gone.
     fn push(&mut self, ctx: &mut Ctx, index: u16, stream: StreamId) -> bool {
         loop {
+            if !self.alive(ctx) {
+                return false;
+            }
             let link = &mut self.links[usize::from(index)];
             let (wanted, taken) = match link.out.first() {
                 None if link.doomed && link.greeted => {

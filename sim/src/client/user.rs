@@ -155,6 +155,7 @@ impl Agent {
             range.count,
             flags.0
         );
+        self.memory[usize::from(at)].handed = Some(request);
         let accepted = self
             .session
             .submit(&mut self.slots, &mut self.retained, at, request, now);
@@ -169,7 +170,7 @@ impl Agent {
         ctx: &mut Ctx,
         slot: u16,
         result: Result<(), Failure>,
-        retained: Option<usize>,
+        retained: bool,
     ) {
         let at = usize::from(slot);
         let Some(id) = self.memory[at].request.take() else {
@@ -205,10 +206,10 @@ impl Agent {
             }
             Err(_) => ctx.model.fail_read(id),
         }
-        if retained.is_some() && !self.aborted.is_empty() {
+        if retained && !self.aborted.is_empty() {
             self.cut_after_ack(ctx);
         }
-        if retained.is_some() && result.is_err() {
+        if retained && result.is_err() {
             ctx.fail(format!("#{id} failed and is to be retained"));
         }
         let when = ctx.model.tick();
@@ -247,7 +248,7 @@ impl Agent {
         at: usize,
         id: RequestId,
         asked: &Asked,
-        retained: Option<usize>,
+        retained: bool,
     ) {
         let range = asked.range;
         let fua = asked.flags.contains(OpFlags::FUA);
@@ -272,19 +273,7 @@ impl Agent {
             _ => ctx.model.ack_write(id, range, fua),
         };
         ctx.check(result);
-        if let Some(index) = retained {
-            let memory = &mut self.memory[at];
-            let kept = &mut self.kept[index];
-            if kept.live {
-                ctx.fail(format!(
-                    "#{id} is to be retained at {index}, which is in use"
-                ));
-            }
-            std::mem::swap(&mut kept.bytes, &mut memory.bytes);
-            kept.shift = memory.shift;
-            kept.range = (range.first as u64, range.count as u64);
-            kept.live = true;
-        } else {
+        if !retained {
             // Nobody may look at this memory any more.
             self.memory[at].bytes.fill(0xee);
         }

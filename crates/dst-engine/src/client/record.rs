@@ -198,6 +198,11 @@ impl<C: Cells> Record<C> {
     }
 
     /// The memory.
+    pub fn cells(&self) -> &C {
+        &self.cells
+    }
+
+    /// The memory.
     pub fn cells_mut(&mut self) -> &mut C {
         &mut self.cells
     }
@@ -226,12 +231,9 @@ impl<C: Cells> Record<C> {
         }
     }
 
-    /// Where the bytes of retained entry `index` are, and how many; nothing where it has none: a mask, a discard, zeroes.
-    pub fn place(&self, index: usize) -> Option<(u64, u64)> {
-        let at = self.entry_cell(index);
-        let entry = self.read_entry(index);
-        let bytes = !entry.is_mask() && entry.request().kind == Kind::WRITE;
-        bytes.then(|| (self.get(at, 3), entry.request().length))
+    /// Where the bytes of the retained write `index` are, where it is one with bytes: see [`Retained::payload`].
+    pub fn place(&self, index: usize) -> u64 {
+        self.get(self.entry_cell(index), 3)
     }
 
     fn get(&self, base: usize, at: usize) -> u64 {

@@ -156,6 +156,28 @@ impl<E: Entries> Retained<E> {
         usize::try_from(seq.checked_rem(self.capacity()).unwrap_or(0)).unwrap_or(0)
     }
 
+    /// How many bytes the driver keeps at `index`; nothing where nothing is retained there or that has none: a mask, a
+    /// discard, zeroes.
+    pub fn payload(&self, index: usize) -> Option<u32> {
+        let capacity = self.capacity();
+        let index = index as u64;
+        let first = self.head.checked_rem(capacity)?;
+        if index >= capacity {
+            return None;
+        }
+        let ahead = if index >= first {
+            index.wrapping_sub(first)
+        } else {
+            capacity.saturating_sub(first).saturating_add(index)
+        };
+        if ahead >= self.entries() {
+            return None;
+        }
+        let entry = self.entry(self.head.wrapping_add(ahead));
+        let bytes = !entry.mask && entry.request.kind == Kind::WRITE;
+        bytes.then(|| entry.request.payload())
+    }
+
     /// The next entry whose bytes the driver may let go, as its index.
     pub(super) fn poll_release(&mut self) -> Option<usize> {
         if !self.is_enabled() || self.released >= self.head {

@@ -180,11 +180,12 @@ fn what_is_retained_is_replayed_where_the_session_is_lost() {
     first.rig.send(0).unwrap();
     first.record();
     let mut next = first.succeed().unwrap();
-    let place = |index| next.record.place(index);
+    let payload = |index| next.rig.retained.payload(index);
     assert_eq!(
-        (place(0), place(1)),
-        (Some((1000, 512)), Some((1001, 1024)))
+        (payload(0), payload(1), payload(2)),
+        (Some(512), Some(1024), None)
     );
+    assert_eq!((next.record.place(0), next.record.place(1)), (1000, 1001));
     let rig = &mut next.rig;
     rig.connect(0);
     rig.refuse(Kind::JOIN, 0, Status::SESSION_LOST);
