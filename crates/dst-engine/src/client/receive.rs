@@ -320,7 +320,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         let failure = (status != Status::OK).then_some(Failure::Status(status));
         if let Source::Retained { .. } = source {
             self.finish_slot(slots, at, failure);
-            return self.replay_done(slots, retained, request.kind, status);
+            return self.replay_done(slots, retained, status);
         }
         let mut kept = None;
         if request.kind.is_write() {

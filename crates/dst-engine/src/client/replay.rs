@@ -121,12 +121,11 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         &mut self,
         slots: &mut [Slot],
         retained: &mut Retained<E>,
-        kind: Kind,
         status: Status,
     ) {
         self.replay.out = self.replay.out.saturating_sub(1);
-        // What a discarded range reads as is not defined, so one that fails loses nothing.
-        if status != Status::OK && kind != Kind::DISCARD {
+        // A discard too: its range may have been read as zeroes since, and would be something else now.
+        if status != Status::OK {
             self.fail(slots, retained, FailReason::ReplayFailed(status));
         }
     }

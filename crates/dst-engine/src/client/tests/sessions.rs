@@ -116,6 +116,22 @@ fn a_fresh_session_replays_first_then_resends_in_the_old_order() {
 }
 
 #[test]
+fn a_replay_that_fails_is_the_end_of_the_device_whatever_it_replays() {
+    for kind in [Kind::WRITE, Kind::WRITE_ZEROES, Kind::DISCARD] {
+        let mut rig = Rig::live();
+        rig.write_through(0, request(kind, 0, 2));
+        rig.incarnation = 2;
+        lose_session(&mut rig);
+        rig.opened();
+        let replay = rig.send(0).unwrap();
+        assert_eq!(replay.header.kind, kind);
+        rig.reply(0, replay, Status::IO);
+        let reason = FailReason::ReplayFailed(Status::IO);
+        assert!(rig.events().contains(&Event::Failed(reason)), "{kind:?}");
+    }
+}
+
+#[test]
 fn a_session_lost_during_the_replay_begins_it_anew() {
     let mut rig = Rig::live();
     rig.write_through(0, write(0, 1));
