@@ -37,4 +37,5 @@ mod shared;
 pub use block::ALIGNMENT;
 pub use buf::Buf;
 pub use pool::{Pool, LARGEST_CLASS};
+pub use reserve::Region;
 pub use shared::Shared;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::block::{FreeBlock, ALIGNMENT};
 use crate::buf::Buf;
-use crate::reserve::Reserve;
+use crate::reserve::{Region, Reserve};
 
 /// Sizes of pooled blocks in bytes, ascending. A request gets the smallest that fits.
 const CLASSES: [usize; 5] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
@@ -36,6 +36,20 @@ impl Pool {
     pub fn with_reserve(max_cached_bytes: usize, reserve_bytes: usize) -> io::Result<Pool> {
         let reserve = Reserve::new(reserve_bytes)?;
         Ok(Pool::made_of(max_cached_bytes, Some(reserve)))
+    }
+
+    /// A pool whose reserve is memory that is lent to it; else as [`Pool::with_reserve`].
+    ///
+    /// # Errors
+    /// The region is smaller than a page.
+    pub fn over(max_cached_bytes: usize, region: Box<dyn Region>) -> io::Result<Pool> {
+        let reserve = Reserve::over(region)?;
+        Ok(Pool::made_of(max_cached_bytes, Some(reserve)))
+    }
+
+    /// How far behind the beginning of the pool's reserve these bytes are; `None` if they are not of it.
+    pub fn place(&self, bytes: &[u8]) -> Option<usize> {
+        self.0.reserve.as_ref()?.place(bytes)
     }
 
     fn made_of(max_cached: usize, reserve: Option<Reserve>) -> Pool {

@@ -21,9 +21,27 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
 use crate::block::{Block, FreeBlock, ALIGNMENT};
 
+/// Memory that a reserve is made of and that is not its own, for example a file that outlives the process.
+///
+/// # Safety
+/// From `start`, which is a multiple of [`ALIGNMENT`] and never changes, `len` bytes are readable and writable as long as
+/// this exists, and nobody else reads or writes them.
+pub unsafe trait Region: Send + Sync {
+    /// Where it begins.
+    fn start(&self) -> NonNull<u8>;
+    /// Bytes.
+    fn len(&self) -> usize;
+    /// Whether it has none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// See the [module](self).
 pub(crate) struct Reserve {
     memory: NonNull<u8>,
+    /// Whose the memory is, if not the reserve's own.
+    lent: Option<Box<dyn Region>>,
     /// One per page, initialised when the page begins a block.
     headers: NonNull<Block>,
     pages: usize,
@@ -47,7 +65,28 @@ impl Reserve {
             .checked_mul(ALIGNMENT)
             .ok_or(io::ErrorKind::OutOfMemory)?;
         let layout = Self::headers_layout(pages).ok_or(io::ErrorKind::OutOfMemory)?;
-        let memory = map_present(size)?;
+        Self::made_of(map_present(size)?, None, pages, layout)
+    }
+
+    /// Of the whole pages of `region`, which has one at least.
+    ///
+    /// # Errors
+    /// It has none, or there is no memory for the headers.
+    pub(crate) fn over(region: Box<dyn Region>) -> io::Result<Reserve> {
+        let pages = region.len() / ALIGNMENT;
+        if pages == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let layout = Self::headers_layout(pages).ok_or(io::ErrorKind::OutOfMemory)?;
+        Self::made_of(region.start(), Some(region), pages, layout)
+    }
+
+    fn made_of(
+        memory: NonNull<u8>,
+        lent: Option<Box<dyn Region>>,
+        pages: usize,
+        layout: Layout,
+    ) -> io::Result<Reserve> {
         // SAFETY: the layout's size is not 0, as there is at least one page.
         let headers = unsafe { alloc(layout) };
         let Some(headers) = NonNull::new(headers.cast::<Block>()) else {
@@ -58,6 +97,7 @@ impl Reserve {
         unsafe { headers.write_bytes(0, pages) };
         Ok(Reserve {
             memory,
+            lent,
             headers,
             pages,
             map: Mutex::new(Map::new(pages)),
@@ -82,6 +122,15 @@ impl Reserve {
         }
     }
 
+    /// How far behind its beginning `bytes` are, if they are its.
+    pub(crate) fn place(&self, bytes: &[u8]) -> Option<usize> {
+        let place = bytes
+            .as_ptr()
+            .addr()
+            .checked_sub(self.memory.addr().get())?;
+        (place + bytes.len() <= self.pages * ALIGNMENT).then_some(place)
+    }
+
     /// Takes back `size` bytes, whole pages, from `memory` on, that nothing refers to.
     pub(crate) fn give_back(&self, memory: NonNull<u8>, size: usize) {
         let first = (memory.addr().get() - self.memory.addr().get()) / ALIGNMENT;
@@ -96,8 +145,10 @@ impl Reserve {
 
 impl Drop for Reserve {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this size. Every block that was out had a handle on the pool that owns this.
-        let _ = unsafe { munmap(self.memory.as_ptr().cast(), self.pages * ALIGNMENT) };
+        if self.lent.is_none() {
+            // SAFETY: mapped in `new` with this size. Every block that was out had a handle on the pool that owns this.
+            let _ = unsafe { munmap(self.memory.as_ptr().cast(), self.pages * ALIGNMENT) };
+        }
         if let Some(layout) = Self::headers_layout(self.pages) {
             // SAFETY: allocated in `new` with this layout. Headers of free blocks own nothing.
             unsafe { dealloc(self.headers.as_ptr().cast(), layout) };
@@ -288,6 +339,35 @@ mod tests {
         assert!(part.iter().all(|byte| *byte == 5));
         let mut again = part.try_unique().expect("the only one");
         again.fill(6);
+    }
+
+    struct Lent(Vec<u64>);
+
+    // SAFETY: the vector's memory stays where it is, nobody else uses it, and `start` is aligned within it.
+    unsafe impl crate::Region for Lent {
+        fn start(&self) -> std::ptr::NonNull<u8> {
+            let first = std::ptr::NonNull::from(&self.0[0]).cast::<u8>();
+            // SAFETY: the vector is longer than what is skipped.
+            unsafe { first.add(first.align_offset(PAGE)) }
+        }
+
+        fn len(&self) -> usize {
+            3 * PAGE
+        }
+    }
+
+    #[test]
+    fn memory_that_is_lent_is_used_and_its_places_are_known() {
+        let pool = Pool::over(0, Box::new(Lent(vec![0; 4 * PAGE / 8]))).unwrap();
+        let first = pool.get(PAGE + 1).share();
+        let second = pool.get(PAGE).share();
+        assert_eq!(pool.place(&first), Some(0));
+        assert_eq!(pool.place(&second.slice(100..)), Some(2 * PAGE + 100));
+        let beyond = pool.get(1).share();
+        assert_eq!((pool.place(&beyond), pool.missed()), (None, 1));
+        assert_eq!(Pool::new(0).place(&first), None);
+        drop(pool);
+        assert_eq!(first.len(), PAGE + 1);
     }
 
     #[test]

@@ -19,12 +19,15 @@ use dst_engine::client::{
 };
 use dst_ids::hex;
 use dst_net::{Connector, Event, Interest, Poller, Waker};
-use dst_proto::{Algorithm, GeometryFlags, Kind, Limits, OpFlags, HEADER_LEN, MAX_DIGEST_AREA};
+use dst_proto::{
+    Algorithm, GeometryFlags, Holder, Kind, Limits, OpFlags, HEADER_LEN, MAX_DIGEST_AREA,
+};
 
 use crate::conn::Conn;
 use crate::connect::Attempts;
 use crate::error::fail_text;
 use crate::identity::holder;
+use crate::keeping::{Keeping, Memory};
 use crate::{
     Completion, Counters, DeviceStatus, Geometry, IoError, Op, OpenError, Options, Request,
 };
@@ -36,16 +39,10 @@ pub const USER_TOKEN: u64 = 1 << 32;
 pub(crate) const CONNECTOR_TOKEN: u64 = USER_TOKEN - 1;
 
 /// Ids in flight between the oldest unfinished and the newest.
-const ID_WINDOW: u32 = 65536;
+pub(crate) const ID_WINDOW: u32 = 65536;
 
 /// Most payload in flight, bytes.
 const CREDIT: u32 = 64 << 20;
-
-/// Free buffers that the pool keeps, bytes.
-const CACHED: usize = 64 << 20;
-
-/// Free buffers that a pool keeps besides a reserve, bytes.
-const CACHED_BESIDES: usize = 8 << 20;
 
 /// Requests that find room in the queue without another allocation.
 const QUEUE: usize = 1024;
@@ -113,6 +110,9 @@ pub struct Driver {
     pub(crate) refused: Option<OpenError>,
     pub(crate) message: Option<String>,
     pub(crate) failed: Option<FailReason>,
+    pub(crate) keeping: Option<Keeping>,
+    /// Why no record is kept although one was wanted.
+    pub(crate) unrecorded: Option<String>,
     pub(crate) counters: Counters,
     /// Connections with more to take than one turn does.
     pub(crate) unfinished: Vec<u16>,
@@ -169,15 +169,31 @@ impl Driver {
         options: Options,
         transport: std::sync::Arc<dyn dst_net::Transport>,
     ) -> Result<Self, OpenError> {
-        let local = transport.is_local();
-        let poller = Poller::new()?;
-        let waker = Waker::new()?;
-        poller.add(waker.fd(), CONNECTOR_TOKEN, Interest::READ)?;
-        let connector = Connector::spawn(transport, waker.clone())?;
         let slots = options.depth.clamp(1, 512) + REPLAY_SLOTS + 1;
-        let config = Config {
+        let (entries, bytes) = match options.retain {
+            // Enough entries for small writes, within reason for the table itself.
+            Some(bytes) => ((bytes / 4096).clamp(1024, 65536) as usize, bytes),
+            None => (0, 0),
+        };
+        let config = Self::config(&options, slots, holder(options.identity));
+        let memory = Memory::of(&options, slots, entries, bytes, &config.holder)?;
+        let window = vec![0; ID_WINDOW as usize / 64].into_boxed_slice();
+        let engine = Engine {
+            session: Session::new(config, window),
+            slots: vec![Slot::default(); usize::from(slots)],
+            retained: Retained::new(vec![Entry::default(); entries].into(), bytes),
+        };
+        let mut driver = Self::made_of(options, transport, engine, memory.pool)?;
+        driver.keeping = memory.keeping;
+        driver.unrecorded = memory.unrecorded;
+        Ok(driver)
+    }
+
+    /// What the engine is given.
+    pub(crate) fn config(options: &Options, slots: u16, holder: Holder) -> Config {
+        Config {
             writable: !options.read_only,
-            holder: holder(options.identity),
+            holder,
             limits: Limits {
                 slots,
                 connections: options.connections.clamp(1, MAX_CONNECTIONS as u16),
@@ -192,43 +208,33 @@ impl Driver {
                 .deadline
                 .map(|limit| u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)),
             retries: 4,
-        };
-        let window = vec![0; ID_WINDOW as usize / 64].into_boxed_slice();
-        let (entries, bytes) = match options.retain {
-            // Enough entries for small writes, within reason for the table itself.
-            Some(bytes) => ((bytes / 4096).clamp(1024, 65536) as usize, bytes),
-            None => (0, 0),
-        };
-        let pool = match options.reserve {
-            Some(in_flight) => {
-                // A retained write takes at least a page.
-                let retained = match options.read_only {
-                    true => 0,
-                    false => bytes.max(entries as u64 * dst_buf::ALIGNMENT as u64),
-                };
-                let all = retained.saturating_add(in_flight);
-                Pool::with_reserve(CACHED_BESIDES, usize::try_from(all).unwrap_or(usize::MAX))
-                    .map_err(|source| OpenError::NoMemory {
-                        mib: all >> 20,
-                        source,
-                    })?
-            }
-            None => Pool::new(CACHED),
-        };
+        }
+    }
+
+    /// A driver of this engine, without any connection and without a record.
+    pub(crate) fn made_of(
+        options: Options,
+        transport: std::sync::Arc<dyn dst_net::Transport>,
+        engine: Engine,
+        pool: Pool,
+    ) -> io::Result<Self> {
+        let local = transport.is_local();
+        let poller = Poller::new()?;
+        let waker = Waker::new()?;
+        poller.add(waker.fd(), CONNECTOR_TOKEN, Interest::READ)?;
+        let connector = Connector::spawn(transport, waker.clone())?;
+        let slots = engine.slots.len();
+        let entries = engine.retained.capacity();
         Ok(Self {
             poller,
             waker,
             connector,
             pool,
-            engine: Engine {
-                session: Session::new(config, window),
-                slots: vec![Slot::default(); usize::from(slots)],
-                retained: Retained::new(vec![Entry::default(); entries].into(), bytes),
-            },
             conns: (0..MAX_CONNECTIONS).map(|_| None).collect(),
             pending: (0..slots).map(|_| None).collect(),
             kept: (0..entries).map(|_| None).collect(),
-            free: (0..user_slots(slots)).rev().collect(),
+            free: (0..user_slots(slots as u16)).rev().collect(),
+            engine,
             queue: VecDeque::with_capacity(QUEUE),
             done: Vec::with_capacity(QUEUE),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
@@ -240,11 +246,18 @@ impl Driver {
             refused: None,
             message: None,
             failed: None,
+            keeping: None,
+            unrecorded: None,
             counters: Counters::default(),
             unfinished: Vec::new(),
             events: Vec::new(),
             options,
         })
+    }
+
+    /// Why no record is kept although [`Options::record`] asks for one.
+    pub fn unrecorded(&self) -> Option<&str> {
+        self.unrecorded.as_deref()
     }
 
     /// What the device looks like.
@@ -344,6 +357,7 @@ impl Driver {
                 .handle_timeout(&mut engine.slots, &mut engine.retained, now);
         }
         self.pump();
+        self.keep_record();
         done.append(&mut self.done);
         Ok(std::mem::take(&mut self.turn))
     }

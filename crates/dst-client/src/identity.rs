@@ -67,12 +67,17 @@ pub fn identity(dir: &Path) -> io::Result<[u8; 16]> {
 
 /// The holder that an attach is.
 pub fn holder(identity: [u8; 16]) -> Holder {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     Holder {
         identity,
-        boot: from_hex(&boot.trim().replace('-', "")).unwrap_or_default(),
+        boot: boot_id(),
         instance: random(),
     }
+}
+
+/// The id of this boot of this machine.
+pub(crate) fn boot_id() -> [u8; 16] {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    from_hex(&boot.trim().replace('-', "")).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -25,10 +25,13 @@ mod device;
 mod driver;
 mod error;
 pub mod identity;
+mod keeping;
 mod list;
 mod options;
 mod pump;
 mod receive;
+pub mod record;
+pub mod recover;
 pub mod request;
 mod status;
 

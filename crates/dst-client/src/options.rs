@@ -23,6 +23,10 @@ pub struct Options {
     /// in flight: then nothing is allocated on the way of a request, as long as those in flight need no more. `None`:
     /// memory is allocated as it is needed.
     pub reserve: Option<u64>,
+    /// Keep a record in this directory by which a successor can settle what a killed process has left: see
+    /// [`crate::record`]. It has all the memory for retained writes and, unless [`Options::reserve`] says another amount,
+    /// [`Options::IN_FLIGHT`] for requests in flight.
+    pub record: Option<std::path::PathBuf>,
     /// Send plaintext beyond this machine.
     pub insecure: bool,
     /// The lasting part of the lease holder, see [`crate::identity`].
@@ -42,6 +46,9 @@ pub struct Options {
 }
 
 impl Options {
+    /// Memory of a record for requests in flight, bytes.
+    pub const IN_FLIGHT: u64 = 64 << 20;
+
     /// The defaults. The identity is a passing one: a device that is to be taken over after a crash wants
     /// [`crate::identity::identity`].
     pub fn new(endpoint: Endpoint) -> Self {
@@ -52,6 +59,7 @@ impl Options {
             connections: 1,
             retain: Some(256 << 20),
             reserve: None,
+            record: None,
             insecure: false,
             identity: dst_ids::random(),
             name: host_name(),

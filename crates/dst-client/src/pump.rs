@@ -77,7 +77,7 @@ impl Driver {
                     result,
                     retained,
                 } => self.completed(slot, result, retained),
-                Event::Released { index } => self.kept[index] = None,
+                Event::Released { index } => self.release(index),
                 Event::Close { index, reason } => {
                     self.drop_connection(index, close_text(reason));
                 }
@@ -135,7 +135,7 @@ impl Driver {
         let reply = match pending.data {
             Data::Write(bytes) => {
                 if let Some(index) = retained {
-                    self.kept[index] = Some(bytes);
+                    self.keep(index, bytes);
                 }
                 Reply::Done
             }
@@ -160,6 +160,7 @@ impl Driver {
         };
         let outcome = loop {
             while conn.framed.has_room() && self.queue_one(index, &mut conn) {}
+            self.keep_record();
             let sent = conn.flush(&self.poller);
             self.report_sent(index, &mut conn);
             if sent.is_err() || conn.framed.link.wants_write() || !self.queue_one(index, &mut conn)

@@ -231,6 +231,12 @@ impl<C: Cells> Record<C> {
         }
     }
 
+    /// Whether a write is in it that may not be durable.
+    pub fn retains(&self) -> bool {
+        let (head, tail) = self.ring();
+        head != tail
+    }
+
     /// Where the bytes of the retained write `index` are, where it is one with bytes: see [`Retained::payload`].
     pub fn place(&self, index: usize) -> u64 {
         self.get(self.entry_cell(index), 3)

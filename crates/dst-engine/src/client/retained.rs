@@ -196,7 +196,8 @@ impl<E: Entries> Retained<E> {
         self.tail
     }
 
-    pub(super) fn capacity(&self) -> u64 {
+    /// Entries that can be kept.
+    pub fn capacity(&self) -> u64 {
         self.entries.as_ref().len() as u64
     }
 
