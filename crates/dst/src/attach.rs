@@ -14,6 +14,7 @@ use crate::agent::ready::{Event, Ready};
 use crate::agent::{self, device_name};
 use crate::cli::Attach;
 use crate::exit::{Code, Failure, Outcome};
+use crate::leftovers;
 use crate::progress::Progress;
 use crate::render;
 use crate::runtime_dir::{DeviceDir, Life};
@@ -70,6 +71,19 @@ pub fn run(options: &Attach, json: bool) -> Outcome {
 fn check_taken(options: &Attach, name: &str) -> Outcome {
     let url = options.url.to_string();
     for (dir, life) in DeviceDir::all() {
+        let dead = dir.info().filter(|_| life == Life::Dead);
+        let same = dead.is_some_and(|info| info.url == url) && dir.name() != name;
+        // Another holder of the lease would put an end to what can still be made safe.
+        if same && !options.read_only && leftovers::wait_for_a_server(&dir) {
+            return Err(Failure::new(
+                Code::AlreadyAttached,
+                format!(
+                    "the agent of {} had died, and writes to {url} that it had acknowledged are not safe yet",
+                    dir.name()
+                ),
+            )
+            .hint(format!("detach it first: dst detach {}", dir.name())));
+        }
         let Some(info) = dir.info().filter(|_| life == Life::Alive) else {
             continue;
         };
@@ -219,7 +233,8 @@ impl Starting {
 /// Takes away what an agent left that died before its device was there.
 fn remove_leftovers(name: &str) {
     let dir = DeviceDir::own(name);
-    if dir.life() == Life::Dead {
+    // What had been acknowledged before stays for the next attach or detach.
+    if dir.life() == Life::Dead && !leftovers::wait_for_a_server(&dir) {
         if let Ok(Some(lock)) = dir.lock() {
             // What can't be removed now the next attach of the name tries again.
             if dir.clean_up_after_death(&lock).is_ok() {

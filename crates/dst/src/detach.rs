@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::cli::Detach;
 use crate::control::{Agent, DeviceReport, Reply, Request};
 use crate::exit::{Code, Failure, Outcome};
+use crate::leftovers::{self, Fate};
 use crate::render;
 use crate::runtime_dir::{DeviceDir, Life};
 use crate::signals::Signals;
@@ -91,7 +92,7 @@ fn detach_patiently(device: &str, force: bool, signals: &Signals) -> Outcome<Str
 fn detach(device: &str, force: bool, signals: &Signals) -> Outcome<String> {
     let (dir, life) = DeviceDir::find(device)?;
     if life != Life::Alive {
-        return clean_up(&dir);
+        return clean_up(&dir, force);
     }
     let name = dir.name();
     if force && hangs(&dir) {
@@ -106,7 +107,7 @@ fn detach(device: &str, force: bool, signals: &Signals) -> Outcome<String> {
             return match settled(&dir) {
                 // It has ended this moment.
                 Life::Absent => Ok(format!("{name} is detached")),
-                Life::Dead => clean_up(&dir),
+                Life::Dead => clean_up(&dir, force),
                 Life::Alive if force => end_agent(&dir, None),
                 Life::Alive => Err(not_responding(name, &error)),
             };
@@ -139,7 +140,7 @@ fn detach(device: &str, force: bool, signals: &Signals) -> Outcome<String> {
                 .is_some_and(|process| wait_for_end(process, Duration::ZERO));
             match settled(&dir) {
                 Life::Absent => Ok(format!("{name} is detached")),
-                Life::Dead => clean_up(&dir),
+                Life::Dead => clean_up(&dir, force),
                 Life::Alive if force && !ended => end_agent(&dir, process),
                 Life::Alive => Err(not_responding(name, &error)),
             }
@@ -265,7 +266,8 @@ fn end_agent(dir: &DeviceDir, process: Option<OwnedFd>) -> Outcome<String> {
             .hint("detach it again to remove what it leaves"));
         }
     }
-    clean_up(dir).map(|text| format!("the agent of {name} did not answer and was killed\n{text}"))
+    clean_up(dir, true)
+        .map(|text| format!("the agent of {name} did not answer and was killed\n{text}"))
 }
 
 /// The process that holds the lock. Looked at twice, so that a number that has passed on to another process meanwhile is
@@ -289,18 +291,25 @@ fn wait_for_end(process: &OwnedFd, time: Duration) -> bool {
     matches!(rustix::event::poll(&mut fds, Some(&time)), Ok(1))
 }
 
-/// Removes what a dead agent has left.
-fn clean_up(dir: &DeviceDir) -> Outcome<String> {
+/// Removes what a dead agent has left; unless `force`d, after what it had acknowledged is safe.
+fn clean_up(dir: &DeviceDir, force: bool) -> Outcome<String> {
     let name = dir.name();
     let lock = dir
         .lock()
         .map_err(Failure::io(format!("can't lock the directory of {name}")))?
         .ok_or_else(|| not_responding(name, &io::ErrorKind::ResourceBusy.into()))?;
+    let fate = if force {
+        Fate::Lost("writes that were not flushed may be lost".to_owned())
+    } else {
+        leftovers::settle(dir, &lock)?
+    };
     let removed = dir.clean_up_after_death(&lock)?;
     dir.remove(lock);
-    let mut text = format!(
-        "{name} is detached; its agent had died, so writes that were not flushed may be lost"
-    );
+    let mut text = match fate {
+        Fate::Nothing => format!("{name} is detached; its agent had died"),
+        Fate::Safe(what) => format!("{name} is detached; its agent had died, and {what}"),
+        Fate::Lost(what) => format!("{name} is detached; its agent had died: {what}"),
+    };
     for thing in removed {
         text.push_str("\nremoved: ");
         text.push_str(&thing);

@@ -10,6 +10,7 @@ mod control;
 mod demo;
 mod detach;
 mod exit;
+mod leftovers;
 mod list;
 mod progress;
 mod render;

@@ -8,6 +8,7 @@
 //! | `agent.json` | what the agent serves; there from its start to its clean end |
 //! | `control` | its socket |
 //! | `log` | its log, bounded |
+//! | `record` | what a successor needs to make safe what the agent had acknowledged ([`dst_client::record`]) |
 //!
 //! So a device is *alive* if `agent.lock` is held, *dead* if it is not and `agent.json` is there (the agent was killed,
 //! its leftovers wait for the next attach or detach of that name), and otherwise not there.
@@ -273,6 +274,7 @@ impl DeviceDir {
         let file = |name: &str| self.path.join(name);
         // What is not there need not be removed, and what is still in use (the mount point) stays.
         let _ = fs::remove_dir(file("disk"));
+        let _ = dst_client::record::remove(&self.path);
         for path in [
             self.control(),
             self.log(),

@@ -36,6 +36,7 @@ use self::log::Log;
 use self::ready::{Announcer, Event};
 use crate::cli::Attach;
 use crate::exit::{Code, Failure, Outcome};
+use crate::leftovers::{self, Fate};
 use crate::runtime_dir::{AgentInfo, AgentLock, DeviceDir};
 use crate::signals::Signals;
 
@@ -119,8 +120,14 @@ fn serve(
             )
             .hint("choose another name with --name, or detach it first")
         })?;
+    // Where that fails everything stays as it is, for another try.
+    let inherited = match leftovers::settle(&dir, &lock)? {
+        Fate::Nothing => None,
+        Fate::Safe(what) | Fate::Lost(what) => Some(format!("an agent of {name} had died: {what}")),
+    };
     let mut setup = Setup {
         options,
+        inherited,
         name,
         dir: &dir,
         announcer,
@@ -141,6 +148,8 @@ struct Setup<'a> {
     announcer: &'a mut Announcer,
     signals: &'a Signals,
     log: Log,
+    /// What became of what a dead agent had acknowledged.
+    inherited: Option<String>,
 }
 
 impl Setup<'_> {
@@ -180,6 +189,10 @@ impl Setup<'_> {
         for missing in unprepared {
             self.log.line(missing);
         }
+        if let Some(text) = self.inherited.take() {
+            self.log.line(&text);
+            self.announcer.tell(&Event::Note { text });
+        }
         for removed in self.dir.clean_up_after_death(lock)? {
             let text = format!("removed what a dead agent had left: {removed}");
             self.log.line(&text);
@@ -200,6 +213,9 @@ impl Setup<'_> {
     /// Connects and opens the front end. With `locked`, memory for everything that a request needs is set aside first.
     fn make_device(&mut self, locked: bool) -> Outcome<DeviceLoop<'_>> {
         let driver = self.open_driver(locked)?;
+        if let Some(why) = driver.unrecorded() {
+            self.log.line(why);
+        }
         let geometry = driver.geometry();
         let front = dst_blockdev::open(
             self.options.front_end,
@@ -224,6 +240,7 @@ impl Setup<'_> {
     /// Opens the first session; a read-only export is opened read-only without being asked to.
     fn open_driver(&self, locked: bool) -> Outcome<Driver> {
         let mut options = client_options(self.options)?;
+        options.record = Some(self.dir.path().to_owned());
         // Where memory can't be locked nothing is gained by having it early.
         options.reserve = locked.then_some(dst_blockdev::IN_FLIGHT);
         let opened = match self.open_beside(options.clone())? {
