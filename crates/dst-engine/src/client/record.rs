@@ -35,7 +35,8 @@
 //!   the record that has it), and so is the mask of a FUA write that lies over one.
 //! * Every id that a server can have seen in the session in force is at most `ISSUED`, and is open in the table or has
 //!   finished at the client. An id above `ISSUED` in the table never went out: it is not open.
-//! * A write that has finished well and is not yet told to the application is retained before its id is closed.
+//! * A write that has finished well and is not yet told to the application is retained before its id is closed. Neither happens
+//!   before its completion has been polled: the place of its bytes is not known before.
 //! * No generation was ever used that is above the one in the block.
 //! * *Live* is set only when everything retained before was acknowledged in the session in force.
 
@@ -47,7 +48,7 @@ use super::super::proto::{
 use super::event::Phase;
 use super::retained::{Entries, Entry, Retained};
 use super::session::Session;
-use super::slot::{Request, Slot};
+use super::slot::{Request, Slot, State};
 use super::MAX_CONNECTIONS;
 
 /// Names this layout; another one gets another number.
@@ -297,12 +298,12 @@ impl<C: Cells> Record<C> {
         Entry::new(request, mask != 0)
     }
 
-    /// Brings the ring up to date.
-    fn keep<E: Entries>(&mut self, retained: &Retained<E>, places: &[u64]) {
+    /// Brings the ring up to date, with the entries below `tail`.
+    fn keep<E: Entries>(&mut self, retained: &Retained<E>, tail: u64, places: &[u64]) {
         // First: the entries below may be overwritten.
         self.set(0, HEAD, retained.head());
         let mut seq = self.cells.load(TAIL).max(retained.head());
-        while retained.is_enabled() && seq < retained.tail() {
+        while retained.is_enabled() && seq < tail {
             let index = retained.index(seq);
             let entry = retained.entry(seq);
             let request = entry.request();
@@ -314,7 +315,7 @@ impl<C: Cells> Record<C> {
             self.set(at, 3, places.get(index).copied().unwrap_or(0));
             seq = seq.wrapping_add(1);
         }
-        self.set(0, TAIL, retained.tail());
+        self.set(0, TAIL, tail);
     }
 
     /// The terms of a fresh session, and then its turn.
@@ -514,7 +515,12 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             Phase::Closed => return record.set(0, STATE, CLOSED),
             Phase::Opening | Phase::Replaying | Phase::Live | Phase::Closing => {}
         }
-        record.keep(retained, places);
+        // The driver knows the place of an entry only when it has polled its completion. What it has not waits for the next
+        // record, and so do the ids of all that is done.
+        let unpolled = slots.iter().filter(|slot| slot.state == State::Done);
+        let unplaced = unpolled.filter_map(|slot| slot.retained).min();
+        let tail = unplaced.map_or(retained.tail(), |seq| seq.min(retained.tail()));
+        record.keep(retained, tail.max(retained.head()), places);
         let (Some(export), Some(geometry)) = (self.export, self.geometry) else {
             return;
         };
@@ -549,6 +555,9 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         let turn = record.cells.load(TURN);
         let table = record.table(turn);
         for (at, slot) in (0..usize::from(record.slots)).zip(slots) {
+            if slot.abort.id == 0 && slot.state == State::Done && !fresh {
+                continue;
+            }
             let word = match (slot.abort.id, slot.is_open()) {
                 (0, true) => open_word(slot.id, slot.request.kind.is_write()),
                 (0, false) => 0,

@@ -161,6 +161,20 @@ fn the_outcome_of_an_orphan_is_nobodys_business() {
 }
 
 #[test]
+fn a_write_whose_bytes_have_no_place_yet_is_an_orphan_still() {
+    let mut first = Process::live();
+    first.rig.submit(0, write(0, 1));
+    let sent = first.rig.send(0).unwrap();
+    first.record();
+    first.rig.reply(0, sent, Status::OK);
+    // Its completion has not been polled.
+    first.record();
+    let next = first.succeed().unwrap();
+    assert_eq!(next.rig.retained.entries(), 0);
+    assert_eq!(next.rig.session.stats().orphans, 1);
+}
+
+#[test]
 fn a_generation_is_never_used_twice() {
     let mut first = Process::live();
     first.rig.connect(1);
