@@ -12,7 +12,8 @@ use crate::queue::MILLI;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Slot(u16),
-    Kept(usize),
+    /// A retained write, by its name in the record: it may be released, and its index used anew, while a socket has it.
+    Kept(u64),
 }
 
 /// The memory of a request, where the engine has its slot.

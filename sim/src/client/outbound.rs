@@ -3,6 +3,8 @@
 use dst_engine::client::{seal, Payload, Source, Transmit};
 use dst_proto::{digest, Header, Kind, OpFlags, HEADER_LEN};
 
+use super::link::{Kept, Memory};
+use super::recovery::Recovery;
 use super::{Agent, Place, Sent};
 use crate::ctx::Ctx;
 use crate::network::{Side, StreamId};
@@ -105,12 +107,13 @@ impl Agent {
         let (place, from) = match payload.source {
             Source::Slot => (Place::Slot(payload.slot), 0),
             Source::Retained { seq, from } => {
-                (Place::Kept(self.retained.index(seq)), from as usize)
+                let kept = &self.kept[self.retained.index(seq)];
+                (Place::Kept(kept.place), from as usize)
             }
         };
-        let shift = match place {
-            Place::Slot(at) => self.memory[usize::from(at)].shift,
-            Place::Kept(at) => self.kept[at].shift,
+        let shift = match payload.source {
+            Source::Slot => self.memory[usize::from(payload.slot)].shift,
+            Source::Retained { seq, .. } => self.kept[self.retained.index(seq)].shift,
         };
         header.offset -= shift;
         let offset = payload.offset - shift;
@@ -120,11 +123,8 @@ impl Agent {
         }
         let len = payload.length as usize;
         let (algorithm, granule) = self.session.digest();
-        let bytes = match place {
-            Place::Slot(at) => self.memory[usize::from(at)].bytes.get(from..from + len),
-            Place::Kept(at) => self.kept[at].bytes.get(from..from + len),
-        };
-        let Some(bytes) = bytes else {
+        let memory = bytes_at(&self.memory, &self.kept, &self.recovery, place);
+        let Some(bytes) = memory.get(from..from + len) else {
             return ctx.fail(format!(
                 "the client engine sends {len} bytes of {place:?} that are not there"
             ));
@@ -275,10 +275,7 @@ impl Agent {
                     ctx.net.write(&mut ctx.queue, stream, Side::Client, bytes),
                 ),
                 Some(Next::Payload(place, from, len)) => {
-                    let memory = match place {
-                        Place::Slot(at) => &self.memory[usize::from(at)].bytes,
-                        Place::Kept(at) => &self.kept[at].bytes,
-                    };
+                    let memory = bytes_at(&self.memory, &self.kept, &self.recovery, place);
                     let Some(bytes) = memory.get(from..from + len) else {
                         ctx.fail(format!("{place:?} is gone while it is being sent"));
                         return false;
@@ -302,6 +299,23 @@ impl Agent {
             if taken < wanted {
                 return false;
             }
+        }
+    }
+}
+
+/// The bytes of a payload; none where they are gone.
+fn bytes_at<'m>(
+    memory: &'m [Memory],
+    kept: &'m [Kept],
+    recovery: &'m Recovery,
+    place: Place,
+) -> &'m [u8] {
+    match place {
+        Place::Slot(at) => &memory[usize::from(at)].bytes,
+        Place::Kept(place) => {
+            let mut all = kept.iter().chain(recovery.released());
+            all.find(|kept| kept.place == place)
+                .map_or(&[], |kept| &kept.bytes)
         }
     }
 }

@@ -9,7 +9,7 @@
 use dst_engine::client::{Cells, Config, Entry, Failure, Record, Retained, Session, Slot};
 use dst_proto::{Holder, Kind};
 
-use super::link::{Kept, Link, Memory};
+use super::link::{Kept, Link, Memory, Place};
 use super::Agent;
 use crate::content::{self, SECTOR};
 use crate::ctx::Ctx;
@@ -63,7 +63,7 @@ pub(super) struct Recovery {
     next_place: u64,
     /// Completions that come after the next record.
     untold: Vec<Untold>,
-    /// Durable; freed after the next record.
+    /// Durable; freed after the next record, and when no socket has them any more.
     released: Vec<Kept>,
     /// The process is dead.
     pub dead: bool,
@@ -84,6 +84,11 @@ impl Recovery {
             released: Vec::new(),
             dead: false,
         }
+    }
+
+    /// Writes that are durable, and not freed yet.
+    pub fn released(&self) -> impl Iterator<Item = &Kept> {
+        self.released.iter()
     }
 }
 
@@ -156,7 +161,11 @@ impl Agent {
             self.completed(ctx, slot, result, retained);
         }
         if self.alive(ctx) {
-            self.recovery.released.clear();
+            let links = &self.links;
+            self.recovery.released.retain(|kept| {
+                let place = Place::Kept(kept.place);
+                links.iter().any(|link| link.out.refers_to(place))
+            });
         }
     }
 
