@@ -187,6 +187,17 @@ fn one_writer_at_a_time_and_readers_beside_it() {
 }
 
 #[test]
+fn a_reader_flushes_without_its_server() {
+    let running = start(&["memory:1M"]);
+    let mut options = running.options("memory");
+    options.read_only = true;
+    let reader = Device::connect_with(options).unwrap();
+    let (_, dir) = running.stop();
+    reader.flush().unwrap();
+    drop((reader, dir));
+}
+
+#[test]
 fn an_export_that_is_not_there_is_said_so() {
     let running = start(&["memory:1M"]);
     match Device::connect_with(running.options("other")) {
