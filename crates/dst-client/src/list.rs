@@ -15,6 +15,9 @@ use crate::OpenError;
 /// How long a server may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Most exports that are taken from one server: far more than anybody serves, and few enough for any memory.
+const MOST: usize = 65536;
+
 /// One export as a server announces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Listed {
@@ -51,6 +54,10 @@ pub fn list(endpoint: &Endpoint, insecure: bool, name: &str) -> Result<Vec<Liste
     let mut exports = Vec::new();
     let mut events = Vec::new();
     loop {
+        // Here, so that a server that never stops talking has no more time than a silent one.
+        let left = TIMEOUT
+            .checked_sub(started.elapsed())
+            .ok_or_else(|| unreachable("no whole answer".into()))?;
         match framed.next(&mut NoMemory, &mut Share::new()) {
             Ok(Some(Came::Hello(_))) => {
                 framed.link.push_bytes(&request(name));
@@ -63,12 +70,7 @@ pub fn list(endpoint: &Endpoint, insecure: bool, name: &str) -> Result<Vec<Liste
                 }
             }
             // No payload is accepted here.
-            Ok(Some(Came::Payload(()))) | Ok(None) => {
-                let left = TIMEOUT
-                    .checked_sub(started.elapsed())
-                    .ok_or_else(|| unreachable("no answer".into()))?;
-                poller.wait(Some(left), &mut events)?;
-            }
+            Ok(Some(Came::Payload(()))) | Ok(None) => poller.wait(Some(left), &mut events)?,
             Err(End::Fault(fault)) => return Err(OpenError::Incompatible(fault.text.into())),
             Err(End::Stream(error)) => return Err(unreachable(error.to_string())),
         }
@@ -117,6 +119,9 @@ fn take_reply(
     let reply = ListReply::decode(options)
         .map_err(|_| OpenError::Unusable("malformed answer to LIST".into()))?;
     for export in reply {
+        if exports.len() == MOST {
+            return Err(OpenError::Unusable("too many exports".into()));
+        }
         let writer = export.writer.as_str();
         exports.push(Listed {
             name: export.name.as_str().to_owned(),

@@ -9,6 +9,7 @@ use dst_proto::{
     digest, proof, Algorithm, DigestChoice, Digests, Header, JoinRequest, Joined, Kind, Limits,
     Mode, OpenRequest, Opened, SessionGrant, Status, Times, MAX_PAYLOAD, MAX_SLOTS, NO_SLOT,
 };
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 
 use crate::asking::Asking;
 use crate::budget::Reservation;
@@ -40,11 +41,7 @@ impl Worker {
     pub(crate) fn arrive(&mut self, arrival: Arrival) {
         match arrival.header.kind {
             Kind::OPEN => self.handle_open(arrival),
-            _ => {
-                self.handle_join(arrival);
-                // A session remembers one displaced stream for each index: take it before the next comes.
-                self.take_events();
-            }
+            _ => self.handle_join(arrival),
         }
     }
 
@@ -91,8 +88,11 @@ impl Worker {
             Admission::Refused(refused) => refused.status == Status::LIMIT,
             _ => false,
         };
-        if full(&admission) && self.end_loneliest_reader() {
-            admission = self.rules.open(number, &open, now);
+        if full(&admission) {
+            self.drop_vanished_readers();
+            if self.end_loneliest_reader() {
+                admission = self.rules.open(number, &open, now);
+            }
         }
         let asking = Asking {
             limits,
@@ -114,41 +114,75 @@ impl Worker {
 
     /// Memory for a session: readers that have gone are ended for it.
     fn reserve(&mut self, wanted: &Limits, writable: bool) -> Option<(Limits, Reservation)> {
-        loop {
-            let reserved = self.budget.reserve(wanted, writable.then_some(self.index));
-            if reserved.is_some() || !self.end_loneliest_reader() {
-                return reserved;
-            }
+        let writes = writable.then_some(self.index);
+        let mut reserved = self.budget.reserve(wanted, writes);
+        if reserved.is_none() {
+            self.drop_vanished_readers();
+            reserved = self.budget.reserve(wanted, writes);
+        }
+        while reserved.is_none() && self.end_loneliest_reader() {
+            reserved = self.budget.reserve(wanted, writes);
+        }
+        reserved
+    }
+
+    /// Drops the connections whose client has gone without the poller having told of it yet, but for those that write:
+    /// what such a client sent last may still wait to be taken. Nothing is taken here, so that being asked often costs little.
+    fn drop_vanished_readers(&mut self) {
+        let reads = |conn: &Conn| {
+            let member = self.members.get(&conn.session);
+            member.is_none_or(|member| !member.session.is_writable())
+        };
+        let (ids, mut watched): (Vec<u32>, Vec<_>) = self
+            .conns
+            .iter()
+            .filter(|(_, conn)| reads(conn))
+            .map(|(id, conn)| {
+                let fd = conn.framed.link.fd();
+                (*id, PollFd::from_borrowed_fd(fd, PollFlags::RDHUP))
+            })
+            .unzip();
+        // An error is as if nobody had gone: the poller tells later.
+        let _ = poll(&mut watched, Some(&Timespec::default()));
+        let gone = watched.iter().map(|fd| !fd.revents().is_empty());
+        let gone: Vec<u32> = ids
+            .into_iter()
+            .zip(gone)
+            .filter_map(|(id, gone)| gone.then_some(id))
+            .collect();
+        for id in gone {
+            self.drop_connection(id);
         }
     }
 
-    /// Ends the reader that has been without a connection longest, to make room. Answers whether there was one.
+    /// Ends the reader that has been without a connection longest, to make room, rather one for which the backend does nothing.
+    /// Answers whether that made some.
     fn end_loneliest_reader(&mut self) -> bool {
-        // One may have gone without the poller having told of it yet.
-        for id in self.conns.keys().copied().collect::<Vec<_>>() {
-            self.hear_reader(id);
-        }
         let readers = self.members.values_mut().filter_map(|member| {
             let reads = !member.session.is_writable() && !member.session.is_ended();
             let since = member.session.alone_since().filter(|_| reads)?;
-            Some((since, member))
+            // What the backend still works for makes no room yet.
+            Some(((!member.session.settled(), since), member))
         });
-        let Some((_, member)) = readers.min_by_key(|(since, _)| *since) else {
+        let Some((_, member)) = readers.min_by_key(|(order, _)| *order) else {
             return false;
         };
-        let reason = Status::SESSION_LOST;
-        member.session.settle(&mut member.slots, reason);
-        self.take_events();
-        true
-    }
-
-    /// Takes what has come over connection `id` if it is a reader's, the end of the stream above all.
-    fn hear_reader(&mut self, id: u32) {
-        let member = self.conns.get(&id).map(|conn| conn.session);
-        let member = member.and_then(|number| self.members.get(&number));
-        if member.is_some_and(|member| !member.session.is_writable()) {
-            self.handle_ready(id);
+        let number = member.session.number();
+        member
+            .session
+            .settle(&mut member.slots, Status::SESSION_LOST);
+        // Nor are last words worth the room.
+        let its = |conn: &Conn| conn.session == number;
+        let left: Vec<u32> = self
+            .conns
+            .iter()
+            .filter_map(|(id, conn)| its(conn).then_some(*id))
+            .collect();
+        for id in left {
+            self.drop_connection(id);
         }
+        self.take_events();
+        !self.members.contains_key(&number)
     }
 
     /// Whether a session can be had with these limits: a slot beside that for FLUSH, a connection, a block.
@@ -276,7 +310,24 @@ impl Worker {
         let answer = frame(reply, |out| {
             Joined::encode_from(&state, &geometry, entries, out)
         });
+        // The displaced stream goes before this one costs anything. A session remembers one for each index, too.
+        self.take_events();
+        self.make_room_for_connection(join.session);
         self.adopt(join.session, framed, &answer);
+    }
+
+    /// A session has no more streams than connections are counted for it: those with nothing but last words have to go.
+    fn make_room_for_connection(&mut self, number: u64) {
+        let granted = self.members.get(&number).map(|m| m.limits.connections);
+        let its = |conn: &Conn| conn.session == number;
+        while self.conns.values().filter(|conn| its(conn)).count() >= granted.map_or(0, usize::from)
+        {
+            let leaves = |(_, conn): &(&u32, &Conn)| its(conn) && conn.leaving.is_some();
+            let Some(id) = self.conns.iter().find(leaves).map(|(id, _)| *id) else {
+                return;
+            };
+            self.drop_connection(id);
+        }
     }
 
     /// A stream becomes a connection of session `number`, under the id that the session knows.

@@ -13,8 +13,8 @@
 //! # How it is shared
 //!
 //! No session is given more than a part of what is still free, so that credit gets smaller the more sessions there are, down
-//! to what lets one largest request go on; where not even that is free there is no session. Readers leave room for a
-//! writer of each export that has none. Of what is for reading ahead, no session has more than all sessions' equal share.
+//! to what lets one largest request go on; where not even that is free there is no session. Readers leave room for
+//! two writers of each export, the holder and the next one, which is let in before the holder has gone. Of what is for reading ahead, no session has more than all sessions' equal share.
 //!
 //! # Invariants
 //!
@@ -36,8 +36,9 @@ const CACHED: u64 = 64 << 20;
 const PART: u64 = 8;
 /// Most bytes that a session may have read, or be about to read, that its client has not taken.
 const READ_AHEAD: u64 = 32 << 20;
-/// A connection that is full: the receive buffer, the head of a frame, and answers that the client does not take.
-const CONNECTION: u64 = 3 << 20;
+/// A connection that is full: the receive buffer, the head of a frame, and answers that the client does not take, whose bytes
+/// lie in memory that grows by doubling.
+const CONNECTION: u64 = 5 << 20;
 /// One slot in the tables of session and driver.
 pub(crate) const SLOT: u64 = 256;
 /// Blocks of the pool are at most so many times as large as what is in them, ...
@@ -46,6 +47,8 @@ const BLOCK_FACTOR: u64 = 4;
 const SMALLEST_BLOCK: u64 = 4 << 10;
 /// ... and longer payloads than this have blocks of their own size.
 const LARGEST_BLOCK: u64 = 1 << 20;
+/// Writers of one export that there may be at once: the holder, and the next one while it takes over.
+const WRITERS: u32 = 2;
 /// What is kept free for a writer: what most clients ask for.
 const USUAL: Limits = Limits {
     slots: 256,
@@ -165,8 +168,9 @@ impl Budget {
 
     /// What readers leave free. Not all of a small budget for many exports.
     fn kept_for_writers(&self, state: &State) -> u64 {
-        let without = state.writers.iter().filter(|writers| **writers == Some(0));
-        (without.count() as u64 * cost(&USUAL, true)).min(self.for_sessions / 2)
+        let writers = state.writers.iter().flatten();
+        let to_come = writers.map(|writers| u64::from(WRITERS.saturating_sub(*writers)));
+        (to_come.sum::<u64>() * cost(&USUAL, true)).min(self.for_sessions / 2)
     }
 
     fn set_share(&self, state: &State) {
@@ -347,18 +351,30 @@ mod tests {
     }
 
     #[test]
-    fn readers_leave_room_for_a_writer_of_each_export() {
+    fn readers_leave_room_for_two_writers_of_each_export() {
         let budget = Budget::new(512 << 20, &[true, false, true]);
         let mut readers = Vec::new();
         while let Some((_, reader)) = budget.reserve(&ASKED, None) {
             readers.push(reader);
         }
-        let writers = [0, 2].map(|export| budget.reserve(&ASKED, Some(export)).unwrap().1);
+        let writers = [0, 2, 0, 2].map(|export| budget.reserve(&USUAL, Some(export)).unwrap().1);
         assert!(budget.reserve(&ASKED, None).is_none());
         // The room of a writer that has gone is kept for the next.
         drop(writers);
         assert!(budget.reserve(&ASKED, None).is_none());
         assert!(budget.reserve(&ASKED, Some(2)).is_some());
+    }
+
+    #[test]
+    fn in_the_least_memory_readers_leave_room_for_the_next_writer_beside_the_holder() {
+        let budget = Budget::new(LEAST, &[true]);
+        let (_, _holder) = budget.reserve(&ASKED, Some(0)).unwrap();
+        let mut readers = Vec::new();
+        while let Some((_, reader)) = budget.reserve(&ASKED, None) {
+            readers.push(reader);
+        }
+        assert!(!readers.is_empty());
+        assert!(budget.reserve(&ASKED, Some(0)).is_some());
     }
 
     #[test]

@@ -114,26 +114,28 @@ impl Worker {
             self.close(conn, reason);
         }
         for number in over {
-            self.directory.remove(number);
             if let Some(member) = self.members.remove(&number) {
                 self.keys.remove(&member.key);
+                self.remains.insert(number, member);
             }
+            self.forget_remains(number);
             self.publish();
         }
         any
     }
 
-    /// The session is done with a stream: it goes when what is queued has left.
+    /// The session is done with a stream: it goes when what is queued has left, where there is somebody to read that.
     fn close(&mut self, id: u32, reason: CloseReason) {
+        let CloseReason::Ended(status) = reason else {
+            return self.drop_connection(id);
+        };
         let until = self.now().saturating_add(LEAVING);
         let Some(conn) = self.conns.get_mut(&id) else {
             return;
         };
-        if let CloseReason::Ended(status) = reason {
-            if status != Status::OK && conn.framed.has_room() {
-                let text = "the session has ended";
-                conn.framed.link.push_bytes(&frames::error(status, text));
-            }
+        if status != Status::OK && conn.framed.has_room() {
+            let text = "the session has ended";
+            conn.framed.link.push_bytes(&frames::error(status, text));
         }
         conn.framed.drop_place();
         conn.leaving = Some(until);

@@ -32,7 +32,9 @@ impl Worker {
         }
         self.conns.insert(id, conn);
         match ended {
-            Ok(()) if share.is_used_up() => self.unfinished.push(id),
+            Ok(()) if share.is_used_up() && !self.unfinished.contains(&id) => {
+                self.unfinished.push(id);
+            }
             Ok(()) => {}
             Err(End::Stream(_)) => self.drop_connection(id),
             Err(End::Fault(fault)) => self.refuse_connection(id, fault),

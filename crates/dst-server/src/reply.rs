@@ -24,11 +24,15 @@ impl Worker {
                     && conn.framed.has_room()
                     && queue_one(member, ConnId(id), conn, &mut self.scratch)
                 {}
+                let queued = conn.framed.link.queued_bytes();
                 if conn.flush(&self.poller).is_err() {
                     lost.push(id);
                     break;
                 }
-                member.let_go_of_sent();
+                // Only what has left this queue can have become free.
+                if conn.framed.link.queued_bytes() < queued {
+                    member.let_go_of_sent();
+                }
                 let more = conn.leaving.is_none() && member.session.has_reply(ConnId(id));
                 if conn.framed.link.wants_write() || !more {
                     break;

@@ -114,6 +114,7 @@ impl Worker {
             members: BTreeMap::new(),
             keys: HashMap::new(),
             next_key: 1,
+            remains: BTreeMap::new(),
             conns: BTreeMap::new(),
             next_conn: 0,
             asking: BTreeMap::new(),

@@ -29,6 +29,8 @@ use crate::record::{RecordFile, Saved};
 pub(crate) const REFRESH: u64 = 2_000_000_000;
 /// Last words must have left within this time.
 pub(crate) const LEAVING: u64 = 5_000_000_000;
+/// Most messages of the front door taken in one turn, so that who comes does not hold up who is there.
+const MESSAGES: usize = 16;
 
 // Tokens of what is waited for. Those of connections are their ids, with a bit for the write side where that is a descriptor
 // of its own; those of streams that ask are session numbers with another.
@@ -47,6 +49,8 @@ pub(crate) struct Worker {
     /// Session numbers by the key in the backend's tokens.
     pub keys: HashMap<u32, u64>,
     pub next_key: u32,
+    /// Sessions that are over but for last words: their memory is theirs until the last of their connections has gone.
+    pub remains: BTreeMap<u64, Member>,
     pub conns: BTreeMap<u32, Conn>,
     pub next_conn: u32,
     /// OPENs that are being decided.
@@ -91,7 +95,10 @@ impl Worker {
                 self.handle(event);
             }
             for id in unfinished {
-                self.handle_ready(id);
+                // An event may have given it its turn.
+                if !self.unfinished.contains(&id) {
+                    self.handle_ready(id);
+                }
             }
             self.handle_timers();
             self.pump();
@@ -105,12 +112,7 @@ impl Worker {
         match event.token {
             WAKER => {
                 self.waker.clear();
-                while let Ok(message) = self.inbox.try_recv() {
-                    match message {
-                        Message::Arrival(arrival) => self.arrive(*arrival),
-                        Message::Drain => self.start_drain(),
-                    }
-                }
+                self.take_messages();
             }
             // What has completed is taken in every turn.
             BACKEND => {}
@@ -121,6 +123,19 @@ impl Worker {
             conn if event.readable => self.handle_ready(conn as u32),
             _ => {}
         }
+    }
+
+    /// Takes a turn's part of what the front door has sent.
+    fn take_messages(&mut self) {
+        for _ in 0..MESSAGES {
+            match self.inbox.try_recv() {
+                Ok(Message::Arrival(arrival)) => self.arrive(*arrival),
+                Ok(Message::Drain) => self.start_drain(),
+                Err(_) => return,
+            }
+        }
+        // There may be more.
+        self.waker.wake();
     }
 
     /// Does everything that can be done without waiting.
@@ -203,8 +218,26 @@ impl Worker {
     /// The connection is gone, for the session too.
     pub(crate) fn drop_connection(&mut self, id: u32) {
         self.detach(id);
-        if let Some(conn) = self.conns.remove(&id) {
-            conn.forget(&self.poller);
+        let Some(conn) = self.conns.remove(&id) else {
+            return;
+        };
+        conn.forget(&self.poller);
+        let number = conn.session;
+        drop(conn);
+        if let Some(member) = self.members.get_mut(&number) {
+            // What was in its queue is free.
+            member.let_go_of_sent();
+        }
+        self.forget_remains(number);
+    }
+
+    /// Gives back what session `number` had, if it is over and none of its connections is left.
+    pub(crate) fn forget_remains(&mut self, number: u64) {
+        let has_it = |conn: &Conn| conn.session == number;
+        if self.remains.contains_key(&number) && !self.conns.values().any(has_it) {
+            self.remains.remove(&number);
+            // Not before: a connection is known by the number.
+            self.directory.remove(number);
         }
     }
 

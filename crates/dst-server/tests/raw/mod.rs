@@ -12,8 +12,9 @@ use std::time::Duration;
 use dst_engine::server::seal;
 use dst_net::Stream;
 use dst_proto::{
-    ClientName, Digests, ExportName, Header, Hello, Holder, Kind, Limits, Mode, OpenRequest, Role,
-    HEADER_LEN, HELLO_LEN, MAX_OPTIONS, NO_SLOT,
+    proof, ClientName, Digests, ExportName, Header, Hello, Holder, Join, JoinRequest, Kind, Limits,
+    Mode, OpenRequest, Opened, Role, SessionGrant, Status, HEADER_LEN, HELLO_LEN, MAX_OPTIONS,
+    NO_SLOT,
 };
 use dst_server::{Config, ExportConfig, Server, StartError};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
@@ -41,6 +42,15 @@ pub fn start(dir: &Path, specs: &[&str]) -> Result<Server, StartError> {
     Server::start(config(dir, specs))
 }
 
+/// A figure of `/proc/self/status`, bytes.
+pub fn figure(name: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.unwrap().trim_start_matches(':').trim();
+    let number = number.strip_suffix(" kB").unwrap();
+    number.parse::<u64>().unwrap() << 10
+}
+
 fn socket(dir: &Path) -> std::path::PathBuf {
     dir.join("dst.sock")
 }
@@ -51,6 +61,8 @@ pub struct Raw {
     /// Where it is not the same.
     output: Option<File>,
     nonce: [u8; 16],
+    /// The server's HELLO.
+    hello: [u8; HELLO_LEN],
     /// What it asks for.
     pub limits: Limits,
 }
@@ -74,6 +86,7 @@ impl Raw {
             input,
             output,
             nonce: Hello::decode(&hello).unwrap().nonce,
+            hello,
             limits: Limits {
                 slots: 4,
                 connections: 1,
@@ -117,10 +130,59 @@ impl Raw {
         options
     }
 
+    /// Takes the answer to OPEN, and tells what session there is, if one.
+    pub fn opened(&mut self) -> Result<SessionGrant, Status> {
+        let (header, rest) = self.take();
+        match header.status() {
+            Status::OK => {
+                let options = &rest[..usize::from(header.options_len)];
+                Ok(Opened::decode(options).unwrap().session)
+            }
+            status => Err(status),
+        }
+    }
+
+    /// Asks to be the first connection of a session instead of the one before.
+    pub fn join(&mut self, session: &SessionGrant, generation: u32) {
+        let join = Join {
+            session: session.number,
+            generation,
+            index: 0,
+        };
+        let transcript = proof::Transcript {
+            server_hello: &self.hello,
+            client_hello: &client_hello(),
+            binding: &proof::NO_BINDING,
+        };
+        let request = JoinRequest {
+            nonce: self.nonce,
+            join,
+            proof: proof::join_proof(&session.secret, &transcript, &join).unwrap(),
+        };
+        let mut options = vec![0; usize::from(MAX_OPTIONS)];
+        let length = request.encode(&mut options).unwrap();
+        self.begin(Kind::JOIN, &options[..length]);
+    }
+
+    /// Asks to end the session.
+    pub fn close(&mut self) {
+        let header = Header {
+            slot: NO_SLOT,
+            ..Header::new(Kind::CLOSE)
+        };
+        let mut frame = vec![0; HEADER_LEN];
+        seal(&header, &mut frame);
+        self.send(&frame);
+    }
+
+    /// Sends what is no frame.
+    pub fn babble(&mut self) {
+        self.send(&[0; HEADER_LEN]);
+    }
+
     /// Sends the HELLO and a first frame.
     pub fn begin(&mut self, kind: Kind, options: &[u8]) {
-        let mut hello = [0; HELLO_LEN];
-        Hello::new(Role::Client, [9; 16], "raw").encode(&mut hello);
+        let hello = client_hello();
         let mut frame = vec![0; HEADER_LEN];
         frame.extend(options);
         let header = Header {
@@ -161,14 +223,25 @@ impl Raw {
 
     /// The header of the next frame; what else it has is skipped.
     pub fn next(&mut self) -> Header {
+        self.take().0
+    }
+
+    /// The next frame: its header, and all the rest.
+    fn take(&mut self) -> (Header, Vec<u8>) {
         let mut header = [0; HEADER_LEN];
         self.input.read_exact(&mut header).unwrap();
         let header = Header::decode(&header).unwrap();
-        let rest = header.frame_len() - HEADER_LEN as u64;
-        let skipped = std::io::copy(&mut (&mut self.input).take(rest), &mut std::io::sink());
-        assert_eq!(skipped.unwrap(), rest);
-        header
+        let mut rest = vec![0; (header.frame_len() - HEADER_LEN as u64) as usize];
+        self.input.read_exact(&mut rest).unwrap();
+        (header, rest)
     }
+}
+
+/// The HELLO of every such client.
+fn client_hello() -> [u8; HELLO_LEN] {
+    let mut hello = [0; HELLO_LEN];
+    Hello::new(Role::Client, [9; 16], "raw").encode(&mut hello);
+    hello
 }
 
 /// Waits until the server has said something to one of the two, or hung up. Answers whether to the first.
