@@ -9,7 +9,7 @@ use dst_engine::client::Record;
 use dst_proto::Holder;
 
 use crate::driver::Driver;
-use crate::record::{About, Mapped, RecordFile, Shape};
+use crate::record::{self, About, Mapped, RecordFile, Shape};
 use crate::{OpenError, Options};
 
 /// Free buffers that a pool keeps, bytes.
@@ -68,7 +68,10 @@ impl Memory {
             usize::try_from(all).unwrap_or(usize::MAX)
         };
         let mut unrecorded = None;
-        if let Some(dir) = &options.record {
+        if let Some(dir) = options.record.as_ref().filter(|_| options.read_only) {
+            // Who only reads has nothing to lose; an attempt to write, refused, may have made one.
+            let _ = record::remove(dir);
+        } else if let Some(dir) = &options.record {
             let shape = Shape {
                 slots,
                 entries: entries as u32,
@@ -95,7 +98,8 @@ impl Memory {
                 }
                 Err(error) => {
                     unrecorded = Some(format!(
-                        "no record is kept in {} ({} MiB): {error}",
+                        "no record is kept in {} ({} MiB): {error}; what is not flushed is lost if this \
+                         process is killed",
                         dir.display(),
                         shape.payload >> 20
                     ));

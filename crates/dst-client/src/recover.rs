@@ -1,9 +1,13 @@
 //! What a killed process has left, and making it safe on the server.
 //!
 //! ```text
-//! find --> adopt --JOIN, ABORT of every orphan, FLUSH--> settled --CLOSE--> done
-//!             \--session lost: OPEN, replay, FLUSH--> settled
+//! find --> adopt --JOIN, ABORT of every orphan--> settled --FLUSH answered OK--> proven --CLOSE--> done
+//!             \--session lost: OPEN, replay--> settled
 //! ```
+//!
+//! Only that FLUSH proves anything where the record is *dirty*, that is, names writes that were acknowledged and not known to be
+//! durable: without retention the engine has nothing that it could flush before it counts as settled. What CLOSE is answered
+//! decides nothing.
 //!
 //! The device itself died with its process, so nothing new is written here: the session is adopted
 //! ([`dst_engine::client::Session::adopt`]), what its ids may still do is settled, what was acknowledged and not durable is made
@@ -20,24 +24,36 @@ use crate::driver::{Driver, Engine, ID_WINDOW};
 use crate::identity::boot_id;
 use crate::keeping::{Keeping, NO_PLACE};
 use crate::record::{About, RecordError, RecordFile};
-use crate::Options;
+use crate::{Op, Options, Request};
 
 /// Buffers that the pool keeps while retained writes are replayed, bytes.
 const CACHED: usize = 8 << 20;
 
-/// Why leftovers could not be made safe. The record stays as it is.
+/// Nobody can use it.
+const DAMAGED: &str = "its record is damaged";
+
+/// How often it is asked whether to stop.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Tag of the flush.
+const FLUSH: u64 = 0;
+
+/// Why leftovers could not be made safe. The record stays.
 #[derive(Debug, thiserror::Error)]
 pub enum SettleError {
     /// There is nothing that could be made safe.
     #[error("{0}")]
     Nothing(&'static str),
-    /// The record can't be used.
-    #[error("its record can't be used: {0}")]
+    /// It can't be done here and now. Another try, or another version of this program, may.
+    #[error("it can't be settled now: {0}")]
     Unusable(String),
-    /// The server was not reached in time, or did not let it in.
-    #[error("the server has not settled it within {seconds} s: {cause}")]
+    /// The caller wanted it to stop.
+    #[error("stopped")]
+    Stopped,
+    /// The server was not reached, did not let it in, or fell silent.
+    #[error("the server has not answered for {seconds} s: {cause}")]
     TooLate {
-        /// How long it was tried.
+        /// How long nothing was heard.
         seconds: u64,
         /// What was met last.
         cause: String,
@@ -52,12 +68,25 @@ pub enum SettleError {
 /// What was made safe.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Settled {
-    /// Acknowledged writes that were not known to be durable.
+    /// There are acknowledged writes that were not known to be durable. Without retention nobody has counted them.
+    pub dirty: bool,
+    /// How many were retained.
     pub writes: u64,
     /// Their payload, bytes.
     pub bytes: u64,
     /// Requests that were under way.
     pub orphans: u64,
+}
+
+/// How far settling has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Connecting; orphans are aborted, or what is retained is replayed.
+    Settling,
+    /// The flush that proves it is under way.
+    Flushing,
+    /// It is proven, or there was nothing to prove; the lease is given back.
+    Closing,
 }
 
 /// What a killed process has left in the directory of its device. Who has it holds the lock of that directory.
@@ -84,50 +113,95 @@ impl Leftovers {
         self.file.about()
     }
 
-    /// Whether there are writes that may be on the server in a cache only.
+    /// Whether there are writes that may be on the server in a cache only, as far as that can be told.
     pub fn has_writes(&self) -> bool {
-        self.file.record().is_ok_and(|record| record.retains())
+        self.file.record().map_or(true, |record| record.retains())
     }
 
-    /// Makes safe on the server what was acknowledged, and settles what was under way; gives up after `limit`.
+    /// Makes safe on the server what was acknowledged, and settles what was under way. Gives up when there has been no live
+    /// connection, nor any progress, for `silence`, or when `stop` says so.
     ///
     /// # Errors
     /// It could not be done, and why.
-    pub fn settle(&self, limit: Duration) -> Result<Settled, SettleError> {
-        let started = Instant::now();
+    pub fn settle(
+        &self,
+        silence: Duration,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Settled, SettleError> {
+        // Read before the engine has it: adopting may settle it.
+        let dirty = self.file.record().map_err(unfit)?.retains();
         let mut driver = self.adopt()?;
         let found = Settled {
+            dirty,
             writes: driver.engine.retained.entries(),
             bytes: driver.engine.retained.bytes(),
             orphans: driver.engine.session.stats().orphans,
         };
         let (mut done, mut ready) = (Vec::new(), Vec::new());
-        let mut settled = false;
+        let mut stage = Stage::Settling;
+        let mut heard = Instant::now();
         loop {
-            let left = limit.checked_sub(started.elapsed());
-            let Some(left) = left else {
-                if settled {
-                    // All is durable. That the lease is not given back costs the next writer a wait.
-                    return Ok(found);
+            let turn = driver
+                .turn(Some(LOOK), &mut done, &mut ready)
+                .map_err(|error| SettleError::Unusable(error.to_string()))?;
+            let answer = done.drain(..).find(|completion| completion.tag == FLUSH);
+            if matches!(&answer, Some(completion) if completion.result.is_ok()) {
+                stage = Stage::Closing;
+                heard = Instant::now();
+                driver.close();
+            }
+            // What happens after the proof takes nothing of it away.
+            let proven = stage == Stage::Closing;
+            if let Some(reason) = turn.failed {
+                return match proven {
+                    true => Ok(found),
+                    false => Err(SettleError::Lost(reason)),
+                };
+            }
+            if let Some(Err(error)) = answer.map(|completion| completion.result) {
+                // The device has not failed: another session may be able to replay.
+                return Err(SettleError::Unusable(format!("the flush failed: {error}")));
+            }
+            if turn.closed.is_some() {
+                return match proven {
+                    true => Ok(found),
+                    false => Err(SettleError::Lost(
+                        "the session ended before a flush".to_owned(),
+                    )),
+                };
+            }
+            let live = driver.engine.session.live_connections() > 0;
+            if stage == Stage::Settling && live && driver.engine.session.is_settled() {
+                if dirty {
+                    stage = Stage::Flushing;
+                    driver.submit(Request {
+                        tag: FLUSH,
+                        op: Op::Flush,
+                    });
+                } else {
+                    stage = Stage::Closing;
+                    heard = Instant::now();
+                    driver.close();
                 }
+            }
+            // The engine gives up a connection that is silent, so one that is live has a server at work behind it.
+            if live && stage != Stage::Closing {
+                heard = Instant::now();
+            }
+            let late = heard.elapsed() >= silence;
+            if stage == Stage::Closing && (late || stop()) {
+                // All is durable. That the lease is not given back costs the next writer a wait.
+                return Ok(found);
+            }
+            if stop() {
+                return Err(SettleError::Stopped);
+            }
+            if late {
                 return Err(SettleError::TooLate {
-                    seconds: limit.as_secs(),
+                    seconds: silence.as_secs(),
                     cause: driver.message.unwrap_or_else(|| "no answer".to_owned()),
                     found,
                 });
-            };
-            let turn = driver
-                .turn(Some(left), &mut done, &mut ready)
-                .map_err(|error| SettleError::Unusable(error.to_string()))?;
-            if let Some(reason) = turn.failed {
-                return Err(SettleError::Lost(reason));
-            }
-            if !settled && driver.engine.session.is_settled() {
-                settled = true;
-                driver.close();
-            }
-            if turn.closed.is_some() {
-                return Ok(found);
             }
         }
     }
@@ -164,7 +238,7 @@ impl Leftovers {
                 ));
             }
             let bytes = self.file.payload(*place, len);
-            let bytes = bytes.ok_or_else(|| unusable("it is damaged"))?;
+            let bytes = bytes.ok_or_else(|| SettleError::Lost(DAMAGED.to_owned()))?;
             kept[index] = Some(pool.copy_of(bytes).share());
         }
         let engine = Engine {
@@ -190,6 +264,6 @@ fn unfit(unfit: Unfit) -> SettleError {
         Unfit::Failed => SettleError::Lost("the device had failed before".to_owned()),
         Unfit::Layout => SettleError::Unusable("it has another layout".to_owned()),
         Unfit::Digest => SettleError::Unusable("it was made with other digests".to_owned()),
-        Unfit::Shape | Unfit::Damaged => SettleError::Unusable("it is damaged".to_owned()),
+        Unfit::Shape | Unfit::Damaged => SettleError::Lost(DAMAGED.to_owned()),
     }
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use dst_net::Endpoint;
 use rustix::process::{Pid, Signal};
 
 use crate::agent::ready::{Event, Ready};
@@ -72,17 +73,21 @@ fn check_taken(options: &Attach, name: &str) -> Outcome {
     let url = options.url.to_string();
     for (dir, life) in DeviceDir::all() {
         let dead = dir.info().filter(|_| life == Life::Dead);
-        let same = dead.is_some_and(|info| info.url == url) && dir.name() != name;
+        let left = dead.filter(|info| same_export(&info.url, options) && dir.name() != name);
         // Another holder of the lease would put an end to what can still be made safe.
-        if same && !options.read_only && leftovers::wait_for_a_server(&dir) {
+        if let Some(info) = left.filter(|_| !options.read_only && leftovers::unsettled(&dir)) {
             return Err(Failure::new(
                 Code::AlreadyAttached,
                 format!(
-                    "the agent of {} had died, and writes to {url} that it had acknowledged are not safe yet",
-                    dir.name()
+                    "the agent of {} had died, and writes to {} that it had acknowledged are not safe yet",
+                    dir.name(),
+                    info.url
                 ),
             )
-            .hint(format!("detach it first: dst detach {}", dir.name())));
+            .hint(format!(
+                "detach it first: dst detach {} (with --force if they are to be given up)",
+                dir.name()
+            )));
         }
         let Some(info) = dir.info().filter(|_| life == Life::Alive) else {
             continue;
@@ -109,6 +114,14 @@ fn check_taken(options: &Attach, name: &str) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Whether `url` may be of the export that is to be attached: one server goes by many names, so only the export's is compared.
+fn same_export(url: &str, options: &Attach) -> bool {
+    url == options.url.to_string()
+        || url
+            .parse::<Endpoint>()
+            .is_ok_and(|other| other.export() == options.url.export())
 }
 
 fn show(ready: &Ready, json: bool) -> Outcome {
@@ -234,7 +247,7 @@ impl Starting {
 fn remove_leftovers(name: &str) {
     let dir = DeviceDir::own(name);
     // What had been acknowledged before stays for the next attach or detach.
-    if dir.life() == Life::Dead && !leftovers::wait_for_a_server(&dir) {
+    if dir.life() == Life::Dead && !leftovers::unsettled(&dir) {
         if let Ok(Some(lock)) = dir.lock() {
             // What can't be removed now the next attach of the name tries again.
             if dir.clean_up_after_death(&lock).is_ok() {

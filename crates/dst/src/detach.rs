@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{PidfdFlags, Signal};
 use serde_json::json;
 
 use crate::cli::Detach;
@@ -51,8 +51,24 @@ pub fn run(options: &Detach, json: bool) -> Outcome {
     let mut results = Vec::new();
     for device in &options.devices {
         match detach_patiently(device, options.force, &signals) {
-            Ok(text) if json => results.push(json!({ "device": device, "message": text })),
-            Ok(text) => render::line(&text)?,
+            Ok(gone) => {
+                let Gone { text, lost } = gone;
+                let asked_for = !lost || options.force;
+                if json {
+                    results.push(json!({ "device": device, "message": text, "lost": lost }));
+                } else if asked_for {
+                    render::line(&text)?;
+                } else if options.devices.len() > 1 {
+                    render::note(&format!("dst: {text}"));
+                }
+                if !asked_for {
+                    let summary = match options.devices.len() {
+                        1 => text,
+                        _ => "not all data of every device is safe".to_owned(),
+                    };
+                    first_failure.get_or_insert(Failure::new(Code::Io, summary));
+                }
+            }
             Err(failure) if options.devices.len() == 1 => return Err(failure),
             Err(failure) => {
                 if !json {
@@ -70,9 +86,23 @@ pub fn run(options: &Detach, json: bool) -> Outcome {
     first_failure.map_or(Ok(()), Err)
 }
 
+/// A device that is detached.
+struct Gone {
+    /// What there is to say.
+    text: String,
+    /// Data of it is lost, or nobody can know.
+    lost: bool,
+}
+
+impl Gone {
+    fn safe(text: String) -> Self {
+        Self { text, lost: false }
+    }
+}
+
 /// Detaches one device. Where it is in use, some more tries are made: whoever has just unmounted it is often followed by a
 /// system service that has a look at it.
-fn detach_patiently(device: &str, force: bool, signals: &Signals) -> Outcome<String> {
+fn detach_patiently(device: &str, force: bool, signals: &Signals) -> Outcome<Gone> {
     let until = Instant::now() + BUSY;
     loop {
         match detach(device, force, signals) {
@@ -89,14 +119,14 @@ fn detach_patiently(device: &str, force: bool, signals: &Signals) -> Outcome<Str
 }
 
 /// Detaches one device; returns what there is to say.
-fn detach(device: &str, force: bool, signals: &Signals) -> Outcome<String> {
+fn detach(device: &str, force: bool, signals: &Signals) -> Outcome<Gone> {
     let (dir, life) = DeviceDir::find(device)?;
     if life != Life::Alive {
-        return clean_up(&dir, force);
+        return clean_up(&dir, force, signals);
     }
     let name = dir.name();
     if force && hangs(&dir) {
-        return end_agent(&dir, None);
+        return end_agent(&dir, None, signals);
     }
     let agent = match ask(&dir, force) {
         Ok(agent) => agent,
@@ -106,30 +136,33 @@ fn detach(device: &str, force: bool, signals: &Signals) -> Outcome<String> {
         Err(error) => {
             return match settled(&dir) {
                 // It has ended this moment.
-                Life::Absent => Ok(format!("{name} is detached")),
-                Life::Dead => clean_up(&dir, force),
-                Life::Alive if force => end_agent(&dir, None),
+                Life::Absent => Ok(Gone::safe(format!("{name} is detached"))),
+                Life::Dead => clean_up(&dir, force, signals),
+                Life::Alive if force => end_agent(&dir, None, signals),
                 Life::Alive => Err(not_responding(name, &error)),
             };
         }
     };
     let pid = agent.pid().ok();
     // Opened while the agent is known to live, so that it can't be mistaken for another process later.
-    let process = pid.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+    let process = pid
+        .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok())
+        .filter(|_| pid.is_some_and(|pid| dir.is_agent(pid)));
     match wait_for_answer(agent, force, &dir, signals) {
         Ok(Reply::Detached { lost }) => {
             if let Some(process) = &process {
                 let _ = wait_for_end(process, Duration::from_secs(2));
             }
-            match lost {
-                None => Ok(format!("{name} is detached")),
+            let text = match &lost {
+                None => format!("{name} is detached"),
                 // As was asked for.
-                Some(lost) if force => Ok(format!("{name} is detached; {lost}")),
-                Some(lost) => Err(Failure::new(
-                    Code::Io,
-                    format!("{name} is detached, but not all of its data is safe: {lost}"),
-                )),
-            }
+                Some(lost) if force => format!("{name} is detached; {lost}"),
+                Some(lost) => {
+                    format!("{name} is detached, but not all of its data is safe: {lost}")
+                }
+            };
+            let lost = lost.is_some();
+            Ok(Gone { text, lost })
         }
         Ok(Reply::Refused(failure)) => Err(failure),
         Ok(Reply::Status(_)) => Err(not_responding(name, &io::ErrorKind::InvalidData.into())),
@@ -139,9 +172,9 @@ fn detach(device: &str, force: bool, signals: &Signals) -> Outcome<String> {
                 .as_ref()
                 .is_some_and(|process| wait_for_end(process, Duration::ZERO));
             match settled(&dir) {
-                Life::Absent => Ok(format!("{name} is detached")),
-                Life::Dead => clean_up(&dir, force),
-                Life::Alive if force && !ended => end_agent(&dir, process),
+                Life::Absent => Ok(Gone::safe(format!("{name} is detached"))),
+                Life::Dead => clean_up(&dir, force, signals),
+                Life::Alive if force && !ended => end_agent(&dir, process, signals),
                 Life::Alive => Err(not_responding(name, &error)),
             }
         }
@@ -239,11 +272,11 @@ fn settled(dir: &DeviceDir) -> Life {
 ///
 /// Its device is cut off first: an agent that waits in the kernel for its own device is not killed otherwise, and whoever
 /// waits for an answer of it gets an error now.
-fn end_agent(dir: &DeviceDir, process: Option<OwnedFd>) -> Outcome<String> {
+fn end_agent(dir: &DeviceDir, process: Option<OwnedFd>, signals: &Signals) -> Outcome<Gone> {
     let name = dir.name();
     let process = match process {
         Some(process) => Some(process),
-        None => holder(dir),
+        None => agent_of(dir)?,
     };
     let cut_off = dst_blockdev::abort(name);
     if let Some(process) = process {
@@ -254,7 +287,8 @@ fn end_agent(dir: &DeviceDir, process: Option<OwnedFd>) -> Outcome<String> {
         }
         if !wait_for_end(&process, KILLED) {
             let state = match cut_off {
-                Ok(_) => "every request of its device fails now".to_owned(),
+                Ok(true) => "every request of its device fails now".to_owned(),
+                Ok(false) => "the requests of its device fail when it has ended".to_owned(),
                 Err(error) => error.to_string(),
             };
             return Err(Failure::new(
@@ -266,16 +300,40 @@ fn end_agent(dir: &DeviceDir, process: Option<OwnedFd>) -> Outcome<String> {
             .hint("detach it again to remove what it leaves"));
         }
     }
-    clean_up(dir, true)
-        .map(|text| format!("the agent of {name} did not answer and was killed\n{text}"))
+    let gone = clean_up(dir, true, signals)?;
+    Ok(Gone {
+        text: format!(
+            "the agent of {name} did not answer and was killed\n{}",
+            gone.text
+        ),
+        ..gone
+    })
 }
 
-/// The process that holds the lock. Looked at twice, so that a number that has passed on to another process meanwhile is
-/// not taken for it.
-fn holder(dir: &DeviceDir) -> Option<OwnedFd> {
-    let pid: Pid = dir.lock_holder()?;
-    let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
-    (dir.lock_holder() == Some(pid)).then_some(process)
+/// The agent's process; none if there is none any more. Looked at after it is held, so that a number that has passed on to
+/// another process meanwhile is not taken for it.
+///
+/// # Errors
+/// A process holds the device that has not written down that it is its agent: nobody to be killed.
+fn agent_of(dir: &DeviceDir) -> Outcome<Option<OwnedFd>> {
+    let Some(pid) = dir.agent_pid() else {
+        return Ok(None);
+    };
+    let Ok(process) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
+        return Ok(None);
+    };
+    if dir.agent_pid() == Some(pid) && dir.is_agent(pid) {
+        return Ok(Some(process));
+    }
+    Err(Failure::new(
+        Code::NotResponding,
+        format!(
+            "process {} has the device {}, and is not the one that wrote down that it is its agent: it is not killed",
+            pid.as_raw_nonzero(),
+            dir.name()
+        ),
+    )
+    .hint("see what it is, and try again when it has ended"))
 }
 
 /// Whether the process has ended in time.
@@ -291,21 +349,23 @@ fn wait_for_end(process: &OwnedFd, time: Duration) -> bool {
     matches!(rustix::event::poll(&mut fds, Some(&time)), Ok(1))
 }
 
-/// Removes what a dead agent has left; unless `force`d, after what it had acknowledged is safe.
-fn clean_up(dir: &DeviceDir, force: bool) -> Outcome<String> {
+/// Removes what a dead agent has left; unless `force`d, after what it had acknowledged is safe. Whoever waits for its device
+/// does not wait for that.
+fn clean_up(dir: &DeviceDir, force: bool, signals: &Signals) -> Outcome<Gone> {
     let name = dir.name();
     let lock = dir
         .lock()
         .map_err(Failure::io(format!("can't lock the directory of {name}")))?
         .ok_or_else(|| not_responding(name, &io::ErrorKind::ResourceBusy.into()))?;
+    let mut removed = dir.clean_up_front_end(&lock)?;
     let fate = if force {
         Fate::Lost("writes that were not flushed may be lost".to_owned())
     } else {
-        leftovers::settle(dir, &lock)?
+        leftovers::settle(dir, &lock, signals)?
     };
-    let removed = dir.clean_up_after_death(&lock)?;
+    removed.extend(dir.clean_up_after_death(&lock)?);
     dir.remove(lock);
-    let mut text = match fate {
+    let mut text = match &fate {
         Fate::Nothing => format!("{name} is detached; its agent had died"),
         Fate::Safe(what) => format!("{name} is detached; its agent had died, and {what}"),
         Fate::Lost(what) => format!("{name} is detached; its agent had died: {what}"),
@@ -314,7 +374,8 @@ fn clean_up(dir: &DeviceDir, force: bool) -> Outcome<String> {
         text.push_str("\nremoved: ");
         text.push_str(&thing);
     }
-    Ok(text)
+    let lost = matches!(fate, Fate::Lost(_));
+    Ok(Gone { text, lost })
 }
 
 fn not_permitted(name: &str) -> Failure {

@@ -3,18 +3,22 @@
 //! The device node died with the agent, but not the session, nor the writes that had been acknowledged to programs and not
 //! been flushed. `dst detach` of such a device, and `dst attach` under its name, settle them first. Only `dst detach --force`
 //! gives them up.
+//!
+//! A record goes only when it is settled, of no use to anybody, or when what it names is lost for good. Whatever may be
+//! otherwise at another time, or for another version of this program, leaves it where it is.
 
 use std::time::Duration;
 
-use dst_client::record::{self, RecordError};
+use dst_client::record::RecordError;
 use dst_client::recover::{Leftovers, SettleError, Settled};
 
 use crate::exit::{Code, Failure, Outcome};
 use crate::render;
 use crate::runtime_dir::{AgentLock, DeviceDir};
+use crate::signals::Signals;
 
-/// How long the server may take.
-const LIMIT: Duration = Duration::from_secs(15);
+/// How long nothing may be heard of the server.
+const SILENCE: Duration = Duration::from_secs(15);
 
 /// What became of them.
 pub enum Fate {
@@ -26,44 +30,63 @@ pub enum Fate {
     Lost(String),
 }
 
-/// Whether a dead agent has left writes that nobody has made safe.
+/// Whether a dead agent has left writes that nobody has made safe, or something that can't be looked into.
 #[must_use]
-pub fn wait_for_a_server(dir: &DeviceDir) -> bool {
-    matches!(Leftovers::find(dir.path()), Ok(Some(left)) if left.has_writes())
+pub fn unsettled(dir: &DeviceDir) -> bool {
+    match Leftovers::find(dir.path()) {
+        Ok(None) | Err(RecordError::Rebooted) => false,
+        Ok(Some(left)) => left.has_writes(),
+        Err(_) => true,
+    }
 }
 
-/// Settles what the dead agent of `dir` has left, and removes its record. `_lock` is proof that it is dead.
+/// Settles what the dead agent of `dir` has left. Its record is of no use afterwards and may be removed. `_lock` is proof
+/// that it is dead.
 ///
 /// # Errors
-/// The server could not be reached in time, and there are writes that would be lost: the record is still there.
-pub fn settle(dir: &DeviceDir, _lock: &AgentLock) -> Outcome<Fate> {
-    let fate = match Leftovers::find(dir.path()) {
-        Ok(None) => match dir.info() {
-            Some(info) if !info.read_only => Fate::Lost(
+/// It could not be settled this time, or a signal came: everything is as it was.
+pub fn settle(dir: &DeviceDir, _lock: &AgentLock, signals: &Signals) -> Outcome<Fate> {
+    match Leftovers::find(dir.path()) {
+        Ok(None) => Ok(match dir.info() {
+            // Without a node nobody has written anything.
+            Some(info) if !info.read_only && info.node.is_some() => Fate::Lost(
                 "it had kept no record, so writes that were not flushed may be lost".to_owned(),
             ),
             _ => Fate::Nothing,
-        },
-        Ok(Some(leftovers)) => of(dir, leftovers.settle(LIMIT))?,
-        Err(RecordError::Rebooted) => Fate::Nothing,
-        Err(error) => Fate::Lost(format!(
+        }),
+        Ok(Some(leftovers)) => of(dir, leftovers.settle(SILENCE, &|| signals.count() > 0)),
+        Err(RecordError::Rebooted) => Ok(Fate::Nothing),
+        Err(error @ RecordError::Damaged) => Ok(Fate::Lost(format!(
             "writes that were not flushed may be lost: its record can't be used: {error}"
-        )),
-    };
-    record::remove(dir.path()).map_err(Failure::io("can't remove the record of a dead agent"))?;
-    Ok(fate)
+        ))),
+        Err(error) => Err(kept(dir, &format!("its record can't be used: {error}"))),
+    }
+}
+
+/// The failure that leaves everything as it is.
+fn kept(dir: &DeviceDir, why: &str) -> Failure {
+    let name = dir.name();
+    Failure::new(
+        Code::Other,
+        format!(
+            "the agent of {name} had died, and what it had acknowledged and not flushed is not safe: {why}"
+        ),
+    )
+    .hint(format!(
+        "everything is kept for another try; `dst detach --force {name}` gives it up"
+    ))
 }
 
 fn of(dir: &DeviceDir, settled: Result<Settled, SettleError>) -> Outcome<Fate> {
-    let amount = |found: &Settled| {
-        format!(
-            "{} writes ({} bytes) that it had acknowledged and not flushed",
-            found.writes,
+    let amount = |found: &Settled| match found.writes {
+        0 => "what it had acknowledged and not flushed".to_owned(),
+        writes => format!(
+            "{writes} writes ({} bytes) that it had acknowledged and not flushed",
             render::count(found.bytes)
-        )
+        ),
     };
     match settled {
-        Ok(found) if found.writes == 0 => Ok(Fate::Safe(
+        Ok(found) if !found.dirty || found.writes == 0 => Ok(Fate::Safe(
             "everything that it had acknowledged is safe on the server".to_owned(),
         )),
         Ok(found) => Ok(Fate::Safe(format!(
@@ -71,7 +94,7 @@ fn of(dir: &DeviceDir, settled: Result<Settled, SettleError>) -> Outcome<Fate> {
             amount(&found)
         ))),
         Err(SettleError::Nothing(_)) => Ok(Fate::Nothing),
-        Err(SettleError::TooLate { found, .. }) if found.writes == 0 => Ok(Fate::Nothing),
+        Err(SettleError::TooLate { found, .. }) if !found.dirty => Ok(Fate::Nothing),
         Err(SettleError::TooLate {
             seconds,
             cause,
@@ -79,7 +102,8 @@ fn of(dir: &DeviceDir, settled: Result<Settled, SettleError>) -> Outcome<Fate> {
         }) => Err(Failure::new(
             Code::Unreachable,
             format!(
-                "the agent of {} had died, and {} could not be made safe within {seconds} s: {cause}",
+                "the agent of {} had died, and {} could not be made safe: nothing was heard of the server for \
+                 {seconds} s: {cause}",
                 dir.name(),
                 amount(&found)
             ),
@@ -88,8 +112,13 @@ fn of(dir: &DeviceDir, settled: Result<Settled, SettleError>) -> Outcome<Fate> {
             "try again when the server is there; `dst detach --force {}` gives them up",
             dir.name()
         ))),
-        Err(error) => Ok(Fate::Lost(format!(
-            "writes that were not flushed may be lost: {error}"
+        Err(SettleError::Stopped) => Err(Failure::interrupted()),
+        Err(error @ SettleError::Unusable(_)) => Err(kept(
+            dir,
+            &error.to_string(),
+        )),
+        Err(SettleError::Lost(why)) => Ok(Fate::Lost(format!(
+            "writes that were not flushed may be lost: {why}"
         ))),
     }
 }

@@ -20,8 +20,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::control::Agent;
 use crate::exit::{Code, Failure, Outcome};
 
 /// Times that a lock is tried before it counts as held by an agent.
@@ -49,6 +51,9 @@ pub struct AgentInfo {
     pub name: String,
     /// Process id of the agent.
     pub pid: u32,
+    /// When that process was started, in clock ticks since the boot: tells it from another that got its number.
+    #[serde(default)]
+    pub started: Option<u64>,
     /// The URL, in its canonical form.
     pub url: String,
     /// Whether it was attached read-only.
@@ -292,14 +297,25 @@ impl DeviceDir {
         drop(lock);
     }
 
-    /// Takes away what a dead agent has left behind, the front end's things too, in words; nothing if none was there.
-    /// `lock` is proof that the agent is dead. Its directory stays.
+    /// Takes away what the front end of a dead agent has left behind, in words; nothing if none was there. Whoever waits for an
+    /// answer of that device gets an error now. `lock` is proof that the agent is dead.
     ///
     /// # Errors
     /// Something can't be removed.
-    pub fn clean_up_after_death(&self, _lock: &AgentLock) -> Outcome<Vec<String>> {
+    pub fn clean_up_front_end(&self, _lock: &AgentLock) -> Outcome<Vec<String>> {
+        Ok(dst_blockdev::cleanup_stale(&self.name)?)
+    }
+
+    /// Takes away what a dead agent has left behind, the front end's things and the record too, in words; nothing if none
+    /// was there. `lock` is proof that the agent is dead. Its directory stays.
+    ///
+    /// # Errors
+    /// Something can't be removed.
+    pub fn clean_up_after_death(&self, lock: &AgentLock) -> Outcome<Vec<String>> {
         let left = self.info();
-        let mut removed = dst_blockdev::cleanup_stale(&self.name)?;
+        let mut removed = self.clean_up_front_end(lock)?;
+        dst_client::record::remove(&self.path)
+            .map_err(Failure::io("can't remove the record of a dead agent"))?;
         if let Some(info) = left {
             removed.insert(
                 0,
@@ -312,13 +328,28 @@ impl DeviceDir {
         Ok(removed)
     }
 
-    /// The process that holds the lock, as the kernel tells it.
+    /// The process that has the agent's socket, or else holds the lock, as the kernel tells it. A stopped one too.
     #[must_use]
-    pub fn lock_holder(&self) -> Option<rustix::process::Pid> {
-        let inode = fs::metadata(self.lock_path()).ok()?.ino();
+    pub fn agent_pid(&self) -> Option<Pid> {
+        let listens = Agent::connect(&self.control()).and_then(|agent| agent.pid());
+        listens.ok().or_else(|| self.lock_holder())
+    }
+
+    /// Whether `pid` is the process that wrote down that it is the agent here.
+    #[must_use]
+    pub fn is_agent(&self, pid: Pid) -> bool {
+        let pid = pid.as_raw_nonzero().get();
+        self.info().is_some_and(|info| {
+            let same = info.started.is_none() || info.started == start_time(pid);
+            i32::try_from(info.pid) == Ok(pid) && same
+        })
+    }
+
+    fn lock_holder(&self) -> Option<Pid> {
+        let file = fs::metadata(self.lock_path()).ok()?;
+        let device = (rustix::fs::major(file.dev()), rustix::fs::minor(file.dev()));
         let locks = fs::read_to_string("/proc/locks").ok()?;
-        let pid = holder_of(inode, &locks)?;
-        rustix::process::Pid::from_raw(pid)
+        Pid::from_raw(holder_of(device, file.ino(), &locks)?)
     }
 
     /// The last lines of the log, at most `count`.
@@ -335,19 +366,30 @@ impl DeviceDir {
     }
 }
 
-/// The process that has the file with this inode flocked, from the text of `/proc/locks`:
-/// `3: FLOCK  ADVISORY  WRITE 1234 fe:00:56789 0 EOF`.
-fn holder_of(inode: u64, locks: &str) -> Option<i32> {
+/// The process that has the file with this device and inode flocked, from the text of `/proc/locks`, where the device is in
+/// hexadecimal: `3: FLOCK  ADVISORY  WRITE 1234 fe:00:56789 0 EOF`.
+fn holder_of((major, minor): (u32, u32), inode: u64, locks: &str) -> Option<i32> {
     locks.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        match fields.as_slice() {
-            [_, "FLOCK", _, "WRITE", pid, file, ..] => {
-                let (_, last) = file.rsplit_once(':')?;
-                (last.parse() == Ok(inode)).then(|| pid.parse().ok())?
-            }
-            _ => None,
-        }
+        let [_, "FLOCK", _, "WRITE", pid, file, ..] = fields.as_slice() else {
+            return None;
+        };
+        let mut parts = file.split(':');
+        let mut number = |radix| u64::from_str_radix(parts.next()?, radix).ok();
+        let same = number(16) == Some(major.into())
+            && number(16) == Some(minor.into())
+            && number(10) == Some(inode);
+        same.then(|| pid.parse().ok())?
     })
+}
+
+/// When a process was started, in clock ticks since the boot: field 22 of `/proc/PID/stat` (proc_pid_stat(5)). The name, field
+/// 2, may hold anything, so fields are counted from its closing parenthesis.
+#[must_use]
+pub fn start_time(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -364,6 +406,7 @@ mod tests {
         AgentInfo {
             name: "disk".into(),
             pid: 77,
+            started: None,
             url: "dst://storage:7789/disk".into(),
             read_only: false,
             node: None,
@@ -410,10 +453,36 @@ mod tests {
         let dir = dir_in(root.path());
         let _lock = dir.lock().unwrap().unwrap();
         assert_eq!(dir.lock_holder(), Some(rustix::process::getpid()));
+        assert_eq!(dir.agent_pid(), Some(rustix::process::getpid()));
         let text = "1: POSIX  ADVISORY  WRITE 5 fe:00:9 0 EOF\n2: -> FLOCK  ADVISORY  WRITE 6 fe:00:9 0 EOF\n\
                     3: FLOCK  ADVISORY  WRITE 7 fe:00:9 0 EOF\n";
-        assert_eq!(holder_of(9, text), Some(7));
-        assert_eq!(holder_of(8, text), None);
+        assert_eq!(holder_of((0xfe, 0), 9, text), Some(7));
+        assert_eq!(holder_of((0xfe, 0), 8, text), None);
+        // The same number of a file elsewhere.
+        assert_eq!(holder_of((0xfe, 1), 9, text), None);
+        assert_eq!(holder_of((0xfd, 0), 9, text), None);
+    }
+
+    #[test]
+    fn only_the_process_that_is_written_down_is_the_agent() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = dir_in(root.path());
+        let me = rustix::process::getpid();
+        assert!(!dir.is_agent(me));
+        dir.set_info(&info()).unwrap();
+        assert!(!dir.is_agent(me));
+        let mut mine = info();
+        mine.pid = std::process::id();
+        dir.set_info(&mine).unwrap();
+        assert!(dir.is_agent(me));
+        let started = start_time(me.as_raw_nonzero().get());
+        assert!(started.is_some());
+        mine.started = started;
+        dir.set_info(&mine).unwrap();
+        assert!(dir.is_agent(me));
+        mine.started = started.map(|ticks| ticks + 1);
+        dir.set_info(&mine).unwrap();
+        assert!(!dir.is_agent(me));
     }
 
     #[test]

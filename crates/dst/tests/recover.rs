@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::direct::{open_direct, Aligned};
-use common::{can_attach, wait_until, Device, Lab, Server};
+use common::{can_attach, wait_until, Device, Lab, Running, Server};
 use rustix::process::Signal;
 
 const BLOCKS: usize = 2048;
@@ -121,8 +121,88 @@ fn force_gives_up_what_was_not_flushed() {
     let device = lab.attach("disk", "a", &[]);
     let acknowledged = write_until_killed(&device);
     server.kill();
-    let done = lab.dst(&["detach", "--force", &device.name]).ok();
+    let done = lab.dst(&["--json", "detach", "--force", &device.name]).ok();
+    assert_eq!(done.json()["detached"][0]["lost"], true, "{done:?}");
     assert!(done.out.contains("may be lost"), "{done:?}");
     // Else the others show nothing.
     assert!(missing(&lab, acknowledged) > 0);
+}
+
+#[test]
+fn without_retention_a_flush_makes_safe_what_the_server_still_has() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let server = serve(&lab);
+    let device = lab.attach("disk", "a", &["--retain", "off"]);
+    let acknowledged = write_until_killed(&device);
+    let done = lab.dst(&["--json", "detach", &device.name]).ok();
+    assert_eq!(done.json()["detached"][0]["lost"], false, "{done:?}");
+    server.kill();
+    assert_eq!(missing(&lab, acknowledged), 0, "of {acknowledged}");
+}
+
+#[test]
+fn without_retention_a_power_cut_of_the_server_is_told_as_a_loss() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let server = serve(&lab);
+    let device = lab.attach("disk", "a", &["--retain", "off"]);
+    write_until_killed(&device);
+    server.kill();
+    // That nobody is there to be asked is no proof either.
+    let mut waiting = Running::start(lab.command(&["detach", &device.name]));
+    wait_until("signals to be taken", || waiting.takes(Signal::INT));
+    waiting.signal(Signal::INT);
+    assert_eq!(waiting.wait().code(), Some(130));
+    let _server = serve(&lab);
+    let done = lab.dst(&["--json", "detach", &device.name]).expect(14);
+    assert_eq!(done.json()["detached"][0]["lost"], true, "{done:?}");
+    assert!(done.err.contains("may be lost"), "{done:?}");
+    lab.dst(&["status", &device.name]).expect(13);
+}
+
+#[test]
+fn a_record_that_can_not_be_used_now_is_kept() {
+    use std::os::unix::fs::PermissionsExt as _;
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let server = serve(&lab);
+    let device = lab.attach("disk", "a", &[]);
+    let acknowledged = write_until_killed(&device);
+    let record = lab.path("run").join(&device.name).join("record");
+    let refused = |why: &str| {
+        for command in [
+            &["detach", &device.name][..],
+            &["attach", "--name", &device.name, &lab.url("disk")],
+        ] {
+            let done = lab.dst(command).expect(1);
+            assert!(done.err.contains(why), "{done:?}");
+            assert!(done.err.contains("--force"), "{done:?}");
+            assert!(record.exists());
+        }
+    };
+    let allow = |mode| {
+        std::fs::set_permissions(&record, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    allow(0o666);
+    refused("others may write to it");
+    allow(0o600);
+    // Its layout is the second word.
+    let file = std::fs::File::options().write(true).open(&record).unwrap();
+    file.write_all_at(&99_u64.to_le_bytes(), 8).unwrap();
+    refused("layout 99");
+    // Nor does an attach under another name pass it by.
+    let other = lab.name("other");
+    let done = lab.dst(&["attach", "--name", &other, &lab.url("disk")]);
+    assert_eq!(done.code, Some(7), "{done:?}");
+    file.write_all_at(&1_u64.to_le_bytes(), 8).unwrap();
+    lab.dst(&["detach", &device.name]).ok();
+    server.kill();
+    assert_eq!(missing(&lab, acknowledged), 0, "of {acknowledged}");
 }

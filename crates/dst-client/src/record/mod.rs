@@ -7,7 +7,7 @@
 //!
 //! The file is on a tmpfs, so that it is memory and goes with a reboot; allocated in full when it is made, so that no store
 //! finds the tmpfs full (SIGBUS); readable for its owner only, since it has the session's secret and the user's data. Where the
-//! device's directory is not on a tmpfs the file is in `/dev/shm`, and a symbolic link leads there.
+//! device's directory is not on a tmpfs, or that one has little room, the file is in `/dev/shm`, and a symbolic link leads there.
 //!
 //! # Rules
 //!
@@ -117,6 +117,9 @@ pub enum RecordError {
     /// It was made before the machine was started anew.
     #[error("it is from before the last reboot of this machine")]
     Rebooted,
+    /// It is another user's, or others may write to it: not to be trusted.
+    #[error("it belongs to another user, or others may write to it")]
+    Foreign,
     /// It contradicts itself.
     #[error("it is damaged")]
     Damaged,
@@ -139,8 +142,29 @@ impl RecordFile {
         if about.url.len() > LONGEST_URL {
             return Err(io::Error::other("the URL is too long for a record"));
         }
+        let len = shape.file_len() as u64;
+        if !is_tmpfs(dir)? {
+            return Self::create_at(true, dir, about, holder, shape);
+        }
+        // A small tmpfs has others to serve too.
+        let stat = fstatfs(File::open(dir)?)?;
+        let free = (stat.f_bavail as u64).saturating_mul(stat.f_bsize as u64);
+        let beside = free / 2 < len;
+        // Each is better than none.
+        Self::create_at(beside, dir, about, holder, shape)
+            .or_else(|_| Self::create_at(!beside, dir, about, holder, shape))
+    }
+
+    /// In `dir`, or `beside` it in shared memory.
+    fn create_at(
+        beside: bool,
+        dir: &Path,
+        about: &About,
+        holder: &Holder,
+        shape: Shape,
+    ) -> io::Result<Self> {
         remove(dir)?;
-        let path = if is_tmpfs(dir)? {
+        let path = if !beside {
             dir.join("record.new")
         } else {
             let random = hex(&random::<16>());
@@ -216,7 +240,10 @@ impl RecordFile {
         // What others could have made or changed is none.
         let ours = meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o077 == 0;
         let len = usize::try_from(meta.len()).map_err(|_| RecordError::Damaged)?;
-        if !ours || len < PAGE || !is_tmpfs_file(&file)? {
+        if !ours {
+            return Err(RecordError::Foreign);
+        }
+        if len < PAGE || !is_tmpfs_file(&file)? {
             return Err(RecordError::Damaged);
         }
         let map = Arc::new(Mapping::new(&file, len)?);
@@ -494,7 +521,7 @@ mod tests {
         let file = fs::canonicalize(dir.join(FILE)).unwrap();
         fs::set_permissions(file, fs::Permissions::from_mode(0o666)).unwrap();
         let refused = RecordFile::open(&dir, &BOOT).unwrap_err();
-        assert!(matches!(refused, RecordError::Damaged));
+        assert!(matches!(refused, RecordError::Foreign));
         remove(&dir).unwrap();
         fs::remove_dir(&dir).unwrap();
     }

@@ -330,7 +330,8 @@ impl<'a> DeviceLoop<'a> {
             self.log.line(&format!("the device has failed: {reason}"));
             self.driver_failed = true;
         }
-        if let Some(size) = turn.resized {
+        let shown = matches!(self.stage, Stage::Starting | Stage::Up);
+        if let Some(size) = turn.resized.filter(|_| shown) {
             self.log.line(&format!("the export has {size} bytes now"));
             match self.front.resize(size) {
                 Ok(work) => {

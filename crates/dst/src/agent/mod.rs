@@ -37,7 +37,7 @@ use self::ready::{Announcer, Event};
 use crate::cli::Attach;
 use crate::exit::{Code, Failure, Outcome};
 use crate::leftovers::{self, Fate};
-use crate::runtime_dir::{AgentInfo, AgentLock, DeviceDir};
+use crate::runtime_dir::{start_time, AgentInfo, AgentLock, DeviceDir};
 use crate::signals::Signals;
 
 /// `dst agent`: serves a device in the background until it is detached. Its verdict goes to the process that started it;
@@ -120,14 +120,17 @@ fn serve(
             )
             .hint("choose another name with --name, or detach it first")
         })?;
+    // First, since whoever waits for the device of a dead agent should not have to wait for the server.
+    let removed = dir.clean_up_front_end(&lock)?;
     // Where that fails everything stays as it is, for another try.
-    let inherited = match leftovers::settle(&dir, &lock)? {
+    let inherited = match leftovers::settle(&dir, &lock, &signals)? {
         Fate::Nothing => None,
         Fate::Safe(what) | Fate::Lost(what) => Some(format!("an agent of {name} had died: {what}")),
     };
     let mut setup = Setup {
         options,
         inherited,
+        removed,
         name,
         dir: &dir,
         announcer,
@@ -150,6 +153,8 @@ struct Setup<'a> {
     log: Log,
     /// What became of what a dead agent had acknowledged.
     inherited: Option<String>,
+    /// What a dead front end had left.
+    removed: Vec<String>,
 }
 
 impl Setup<'_> {
@@ -193,7 +198,9 @@ impl Setup<'_> {
             self.log.line(&text);
             self.announcer.tell(&Event::Note { text });
         }
-        for removed in self.dir.clean_up_after_death(lock)? {
+        let mut removed = std::mem::take(&mut self.removed);
+        removed.extend(self.dir.clean_up_after_death(lock)?);
+        for removed in removed {
             let text = format!("removed what a dead agent had left: {removed}");
             self.log.line(&text);
             self.announcer.tell(&Event::Note { text });
@@ -202,6 +209,7 @@ impl Setup<'_> {
             .set_info(&AgentInfo {
                 name: self.name.clone(),
                 pid: std::process::id(),
+                started: start_time(rustix::process::getpid().as_raw_nonzero().get()),
                 url: self.options.url.to_string(),
                 read_only: self.options.read_only,
                 node: None,
@@ -215,6 +223,8 @@ impl Setup<'_> {
         let driver = self.open_driver(locked)?;
         if let Some(why) = driver.unrecorded() {
             self.log.line(why);
+            let text = why.to_owned();
+            self.announcer.tell(&Event::Note { text });
         }
         let geometry = driver.geometry();
         let front = dst_blockdev::open(

@@ -84,6 +84,8 @@ impl DeviceLoop<'_> {
                 if let Some(mut info) = self.dir.info() {
                     info.node = Some(node.path.clone());
                     info.device = Some(node.device.clone());
+                    // The server may have said so.
+                    info.read_only = self.driver.geometry().read_only;
                     if let Err(error) = self.dir.set_info(&info) {
                         self.log
                             .line(&format!("can't write down where it is: {error}"));
