@@ -44,8 +44,20 @@ shows() {
     [ "$(cat "$sys/$1")" = "$2" ] || fail "$1 is $(cat "$sys/$1"), not $2"
 }
 
+# number FIELD: of the device; there must be one.
+number() {
+    value=$(from_status "$1")
+    case $value in
+        '' | *[!0-9]*) fail "status has no number $1: '$value'" >&2 ;;
+    esac
+    echo "$value"
+}
+
 # waits: requests are with the server, or on their way.
-waits() { [ "$(from_status in_flight)$(from_status queued)" != 00 ]; }
+waits() {
+    in_flight=$(number in_flight) && queued=$(number queued) || fail "no numbers"
+    [ $((in_flight + queued)) -gt 0 ]
+}
 
 # ended PROCESS
 ended() { ! kill -0 "$1" 2>/dev/null; }
@@ -73,8 +85,20 @@ is_read_only() {
     dd if="$disk" of=/dev/null bs=1M count=4 iflag=direct status=none
 }
 
-# FUA, write zeroes, discard and reading back in other pieces.
+# What is written is kept in the agent until a flush has come and was passed on: one that got lost would show.
+flushes() {
+    dd if=/dev/urandom of="$disk" bs=1M count=4 oflag=direct status=none
+    [ "$(number retained_bytes)" -gt 0 ] || fail "nothing is retained before a flush"
+    # Writes nothing, but calls fsync.
+    dd if=/dev/null of="$disk" conv=fsync,notrunc status=none
+    [ "$(number retained_bytes)" = 0 ] || fail "$(number retained_bytes) bytes are retained after fsync of the device"
+    dd if=/dev/urandom of="$disk" bs=1M count=4 conv=fsync,notrunc status=none
+    [ "$(number retained_bytes)" = 0 ] || fail "$(number retained_bytes) bytes are retained after writing with fsync"
+}
+
+# Flush, FUA, write zeroes, discard and reading back in other pieces.
 does_every_operation() {
+    flushes
     dd if=/dev/urandom of=/tmp/pattern bs=1M count=4 status=none
     # Busybox has no dsync.
     /dst/dd if=/tmp/pattern of="$disk" bs=1M oflag=direct,dsync status=none

@@ -67,7 +67,7 @@ echo "ok: read-only"
 
 attach
 does_every_operation
-echo "ok: FUA, write zeroes, discard"
+echo "ok: flush, FUA, write zeroes, discard"
 
 mkfs.ext4 -q -F "$disk"
 mount -t ext4 "$disk" /mnt

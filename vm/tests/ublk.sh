@@ -7,7 +7,7 @@ set -eu
 . /dst/lib.sh
 size=268435456
 
-try_attach() { dst attach "$@" "$url" >/tmp/attached 2>&1; }
+try_attach() { dst attach --front-end ublk "$@" "$url" >/tmp/attached 2>&1; }
 
 attach() {
     wait_for 10 try_attach "$@"
@@ -31,7 +31,7 @@ gone() { [ ! -e "$sys" ]; }
 
 partitioned_image "$size"
 serve
-attach --front-end ublk
+attach
 [ "$(from_status front_end)" = '"ublk"' ] || fail "the front end is $(from_status front_end)"
 [ "$(from_status notes)" = '[]' ] || fail "notes: $(from_status notes)"
 [ "$(from_status size)" = "$size" ] || fail "status says $(from_status size) bytes"
@@ -63,7 +63,7 @@ echo "ok: read-only"
 
 attach
 does_every_operation
-echo "ok: FUA, write zeroes, discard"
+echo "ok: flush, FUA, write zeroes, discard"
 
 mkfs.ext4 -q -F "$disk"
 mount -t ext4 "$disk" /mnt
@@ -92,6 +92,11 @@ resized() { [ "$(cat "$sys/size")" = $((size / 256)) ]; }
 decided() { refused || resized; }
 wait_for 30 decided
 if refused; then
+    # Drivers can since Linux 6.16.
+    case $(uname -r) in
+        [1-5].* | 6.[0-9].* | 6.1[0-5].*) ;;
+        *) fail "this driver should be able to resize" ;;
+    esac
     shows size $((size / 512))
     echo "ok: this driver can't resize, and that is said"
 else
@@ -125,8 +130,15 @@ attach
 dd if=/dev/zero of="$disk" bs=1M seek=128 count=64 oflag=direct 2>/dev/null &
 writer=$!
 kill -STOP "$(agent)"
-dst detach --force disk >/tmp/detached || fail "detach of a stopped agent"
-grep -q killed /tmp/detached || fail "not told: $(cat /tmp/detached)"
+status=0
+dst detach --force disk >/tmp/detached 2>&1 || status=$?
+# A driver before Linux 6.16 may take 30 s to notice; that is told at once, and the next attempt goes on from there.
+case $status in
+    0) grep -q killed /tmp/detached || fail "not told: $(cat /tmp/detached)" ;;
+    *) grep -q "not yet taken" /tmp/detached || fail "detach of a stopped agent: $(cat /tmp/detached)" ;;
+esac
+detached() { [ ! -e /run/dst/disk ] || dst detach --force disk >/tmp/detached 2>&1; }
+wait_for 40 detached
 wait_for 40 ended "$writer"
 nothing_left
 echo "ok: an agent that is stopped is ended by force, and nothing is left of its device"

@@ -1,4 +1,8 @@
-//! Which front end to use. `auto` takes ublk where its driver is there, else FUSE, else nbd, and says why none will do.
+//! Which front end to use. `auto` takes FUSE where it works, else ublk, else nbd, and says why none will do.
+//!
+//! ublk is the fastest, and yet it comes after FUSE as long as users are worse off with it when things go wrong: an agent that
+//! is stuck in the kernel can be cut off from a FUSE device but not from a ublk one (see [`abort`]), and the driver's recovery
+//! of devices is not used. Who wants the speed names it.
 //!
 //! nbd comes last although it shows the disk more exactly than FUSE does, because of what users are left with when things go
 //! wrong. When the agent dies, a FUSE device fails at once; an nbd device waits without end, with every process that uses
@@ -16,7 +20,7 @@ use crate::{runtime, Config, Error, FrontEnd, NodeKind};
 /// What the user may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Choice {
-    /// The best one that this machine has.
+    /// The safest one that works on this machine: see the module.
     #[default]
     Auto,
     /// The kernel's ublk driver, for root.
@@ -68,25 +72,43 @@ pub fn check(choice: Choice, node: Option<NodeKind>) -> Result<(), Error> {
     }
 }
 
-/// The best that works, which is never `Auto`.
+/// The first in the module's order that works, which is never `Auto`.
 ///
 /// # Errors
 /// What FUSE lacks, and what ublk lacks as advice.
 fn best(kind: NodeKind) -> Result<Choice, Error> {
-    let Err(no_ublk) = ublk::check(kind) else {
+    first(
+        kind,
+        || fuse::check(kind),
+        || ublk::check(kind),
+        || nbd::is_loaded() && nbd::check(kind).is_ok(),
+    )
+}
+
+/// As [`best`], of these.
+fn first(
+    kind: NodeKind,
+    fuse: impl FnOnce() -> Result<(), Error>,
+    ublk: impl FnOnce() -> Result<(), Error>,
+    nbd: impl FnOnce() -> bool,
+) -> Result<Choice, Error> {
+    let Err(no_fuse) = fuse() else {
+        return Ok(Choice::Fuse);
+    };
+    // The others make block devices only.
+    if kind == NodeKind::File {
+        return Err(no_fuse);
+    }
+    let Err(no_ublk) = ublk() else {
         return Ok(Choice::Ublk);
     };
-    match fuse::check(kind) {
-        Ok(()) => Ok(Choice::Fuse),
-        Err(no_fuse) if kind == NodeKind::File => Err(no_fuse),
-        Err(_) if nbd::is_loaded() && nbd::check(kind).is_ok() => Ok(Choice::Nbd),
-        Err(no_fuse) => {
-            let advice = no_fuse
-                .hint()
-                .map_or_else(String::new, |hint| format!("{hint}; "));
-            Err(no_fuse.with_hint(format!("{advice}nor is there ublk: {no_ublk}")))
-        }
+    if nbd() {
+        return Ok(Choice::Nbd);
     }
+    let advice = no_fuse
+        .hint()
+        .map_or_else(String::new, |hint| format!("{hint}; "));
+    Err(no_fuse.with_hint(format!("{advice}nor is there ublk: {no_ublk}")))
 }
 
 fn kind_of(node: Option<NodeKind>) -> NodeKind {
@@ -128,10 +150,10 @@ pub fn cleanup_stale(name: &str) -> Result<Vec<String>, Error> {
 
 /// Cuts off the device of this name, whoever serves it and whatever that process is doing: every request that waits fails with
 /// an I/O error, and every later one. For an agent that waits in the kernel for its own device, and so can't be killed before.
-/// False: there is nothing that had to be cut.
+/// False: there is nothing that had to be cut, or a ublk device, whose requests fail when its agent ends and not before.
 ///
 /// # Errors
-/// The kernel offers no way to it, or not to this user.
+/// The kernel offers no way to it, or not to this user, or has not done it in time.
 pub fn abort(name: &str) -> Result<bool, Error> {
     let (nbd, fuse) = (nbd::abort(name), fuse::abort(name));
     Ok(nbd? | fuse?)
@@ -147,5 +169,26 @@ mod tests {
             assert_eq!(choice.to_string().parse(), Ok(choice));
         }
         assert!("iscsi".parse::<Choice>().is_err());
+    }
+
+    #[test]
+    fn auto_takes_fuse_where_it_works_then_ublk_then_nbd() {
+        let works = |yes: bool| match yes {
+            true => Ok(()),
+            false => Err(Error::new(crate::ErrorKind::NotAvailable, "it is missing")),
+        };
+        for (has, expected) in [
+            ([true, true, true], Some(Choice::Fuse)),
+            ([true, false, false], Some(Choice::Fuse)),
+            ([false, true, true], Some(Choice::Ublk)),
+            ([false, false, true], Some(Choice::Nbd)),
+            ([false, false, false], None),
+        ] {
+            let [fuse, ublk, nbd] = has;
+            let chosen = |kind| first(kind, || works(fuse), || works(ublk), || nbd).ok();
+            assert_eq!(chosen(NodeKind::BlockDevice), expected, "{has:?}");
+            let file = fuse.then_some(Choice::Fuse);
+            assert_eq!(chosen(NodeKind::File), file, "{has:?}");
+        }
     }
 }

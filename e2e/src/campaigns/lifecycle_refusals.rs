@@ -248,7 +248,7 @@ fn listing(lab: &Lab, server: &Server<'_>) -> Result<()> {
         none["devices"].as_array().is_some_and(Vec::is_empty),
         "status without devices: {none}"
     );
-    let device = Device::attach(lab, &server.url("a"), &[])?;
+    let device = Device::attach(lab, &server.url("a"), &["--front-end", "fuse"])?;
     let listed = lab
         .run_dst(&["list", "--json", server.base_url()], ATTACH)?
         .expect_code(0)?

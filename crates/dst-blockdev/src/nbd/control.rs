@@ -131,7 +131,7 @@ impl Control {
             .with_hint("it takes Linux 5.14; use another --front-end"));
         }
         state.disk = Some(disk.clone());
-        let mut notes = disk.apply(&self.geometry, self.longest);
+        let mut notes = disk.apply(&self.geometry, self.longest)?;
         if !self.partitions {
             notes.push(
                 "partitions are shown: the nbd driver looks for them at every opening".to_owned(),

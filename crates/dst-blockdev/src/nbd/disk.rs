@@ -17,6 +17,8 @@ use crate::{Error, ErrorKind};
 const SYS_BLOCK: &str = "/sys/block";
 /// How long to wait for a device to go once it is disconnected, before saying that it will.
 const GOING: Duration = Duration::from_secs(1);
+/// The attribute with the longest request in KiB.
+const LIMIT: &str = "max_sectors_kb";
 /// How far to read ahead, in KiB: a remote disk wants more under way than a local one, whose default is 128.
 const READ_AHEAD_KIB: u32 = 1024;
 
@@ -75,7 +77,10 @@ impl Disk {
     }
 
     /// Sets what can be set, and says what still differs from the geometry. `longest`: bytes of the longest request.
-    pub(super) fn apply(&self, geometry: &Geometry, longest: u32) -> Vec<String> {
+    ///
+    /// # Errors
+    /// `NotAvailable` if longer requests would come, all of which would fail.
+    pub(super) fn apply(&self, geometry: &Geometry, longest: u32) -> Result<Vec<String>, Error> {
         apply(&self.sysfs().join("queue"), geometry, longest)
     }
 }
@@ -131,7 +136,7 @@ fn number(name: &str) -> Option<u32> {
         .then(|| digits.parse().ok())?
 }
 
-fn apply(queue: &Path, geometry: &Geometry, longest: u32) -> Vec<String> {
+fn apply(queue: &Path, geometry: &Geometry, longest: u32) -> Result<Vec<String>, Error> {
     let get = |attribute: &str| -> Option<String> {
         let text = fs::read_to_string(queue.join(attribute)).ok()?;
         Some(text.trim().to_owned())
@@ -148,11 +153,7 @@ fn apply(queue: &Path, geometry: &Geometry, longest: u32) -> Vec<String> {
     let hardware = get("max_hw_sectors_kb").and_then(|text| text.parse().ok());
     let most = hardware.unwrap_or(u32::MAX).min(longest / 1024);
     for (attribute, value, meaning) in [
-        (
-            "max_sectors_kb",
-            most.to_string(),
-            "the largest request in KiB",
-        ),
+        (LIMIT, most.to_string(), "the largest request in KiB"),
         (
             "read_ahead_kb",
             READ_AHEAD_KIB.to_string(),
@@ -173,8 +174,21 @@ fn apply(queue: &Path, geometry: &Geometry, longest: u32) -> Vec<String> {
             notes.push(format!("{meaning} is {after}, not {value}"));
         }
     }
+    let limit = get(LIMIT).unwrap_or_default();
+    if !limit
+        .parse::<u32>()
+        .is_ok_and(|limit| limit <= longest / 1024)
+    {
+        let path = queue.join(LIMIT);
+        let what = format!(
+            "{} can't be set to {most}: it is {limit:?}, and requests of that size would fail",
+            path.display()
+        );
+        return Err(Error::new(ErrorKind::NotAvailable, what)
+            .with_hint("/sys must be writable; or use another --front-end"));
+    }
     notes.extend(differences(geometry, get));
-    notes
+    Ok(notes)
 }
 
 /// What the driver shows otherwise than the geometry has it.
@@ -244,7 +258,7 @@ mod tests {
     #[test]
     fn what_can_be_set_is_set() {
         let dir = queue(&FRESH);
-        let notes = apply(dir.path(), &geometry(), 1 << 20);
+        let notes = apply(dir.path(), &geometry(), 1 << 20).unwrap();
         // A plain file does not put the chosen one in brackets.
         assert_eq!(notes, ["the I/O scheduler can't be switched off"]);
         for (attribute, value) in [
@@ -259,6 +273,28 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_on_requests_that_can_not_be_set_is_an_error() {
+        let dir = queue(&FRESH);
+        let limit = dir.path().join(LIMIT);
+        fs::remove_file(&limit).unwrap();
+        // Takes no writing, as a read-only /sys.
+        fs::create_dir(&limit).unwrap();
+        let error = apply(dir.path(), &geometry(), 1 << 20).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotAvailable);
+        assert!(error.to_string().contains(LIMIT), "{error}");
+    }
+
+    #[test]
+    fn a_limit_on_requests_lower_than_ours_stays() {
+        let mut low = FRESH;
+        low[1].1 = "512";
+        let dir = queue(&low);
+        apply(dir.path(), &geometry(), 1 << 20).unwrap();
+        let text = fs::read_to_string(dir.path().join(LIMIT)).unwrap();
+        assert_eq!(text, "512");
+    }
+
+    #[test]
     fn what_an_old_driver_can_not_show_is_said() {
         let mut old = FRESH;
         old[0].1 = "[none]";
@@ -269,7 +305,7 @@ mod tests {
             discard: false,
             ..geometry()
         };
-        let notes = apply(dir.path(), &geometry, 1 << 20);
+        let notes = apply(dir.path(), &geometry, 1 << 20).unwrap();
         assert_eq!(notes.len(), 3, "{notes:?}");
         assert!(notes[0].contains("physical"), "{notes:?}");
         assert!(

@@ -125,7 +125,7 @@ pub fn cleanup_stale(name: &str) -> Result<Vec<String>, Error> {
 /// dead; this does not.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's; `Io` if it takes long: the device is not cut off then, or not yet.
 pub fn abort(name: &str) -> Result<bool, Error> {
     runtime::check_name(name)?;
     let record = runtime::runtime_root().join(name).join(RECORD);
@@ -142,7 +142,11 @@ pub fn abort(name: &str) -> Result<bool, Error> {
         .map_err(|e| Error::io("can't start a thread", e))?;
     match wait.recv_timeout(ABORTING) {
         Ok(ended) => ended.map(|()| found),
-        Err(_) => Ok(found),
+        Err(_) if found => Err(Error::new(
+            ErrorKind::Io,
+            "the nbd driver has not cut the device off yet",
+        )),
+        Err(_) => Ok(false),
     }
 }
 

@@ -87,6 +87,8 @@ pub(super) const PARAM_DISCARD: u32 = 1 << 1;
 
 /// `dev_id` of `ADD_DEV`: any that is free.
 pub(super) const ANY_ID: u32 = u32::MAX;
+/// `state` of a device with a disk (`UBLK_S_DEV_LIVE`).
+pub(super) const LIVE: u16 = 1;
 /// `queue_id` of a command that is for no queue.
 const NO_QUEUE: u16 = u16::MAX;
 
@@ -159,6 +161,7 @@ impl CtrlCmd {
 pub(super) struct DevInfo {
     pub(super) nr_hw_queues: u16,
     pub(super) queue_depth: u16,
+    /// [`LIVE`] or not.
     pub(super) state: u16,
     pub(super) pad0: u16,
     /// Most payload of a request in bytes.

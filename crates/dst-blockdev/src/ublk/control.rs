@@ -18,9 +18,9 @@ use crate::{Error, ErrorKind};
 
 const PATH: &str = "/dev/ublk-control";
 
-/// How long a kernel without the asynchronous command is given to delete a device. The disk is gone by then; what is left
-/// goes when the last one closes it.
-const DELETING: Duration = Duration::from_secs(1);
+/// How long a command that may wait for others is given. A kernel without the asynchronous command to delete a device waits
+/// until the last one closes it, when the disk is gone already.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 type Ring = IoUring<squeue::Entry128>;
 
@@ -127,10 +127,11 @@ impl Control {
         Ok(info)
     }
 
-    /// What the device `id` is; `None` if there is none.
+    /// What the device `id` is; `None` if there is none, or one that does not answer us: an unprivileged one of somebody else
+    /// (`UBLK_F_UNPRIVILEGED_DEV`) wants to be asked by its path, and perhaps by its owner. Ours never are such.
     ///
     /// # Errors
-    /// `Permission`, `Io`
+    /// `Io`
     pub(super) fn info(&mut self, id: u32) -> Result<Option<DevInfo>, Error> {
         let mut info = DevInfo::default();
         let mut command = CtrlCmd::new(id);
@@ -139,7 +140,7 @@ impl Control {
         // SAFETY: as in `add`.
         match unsafe { self.call(ctrl::GET_DEV_INFO, command) } {
             Ok(()) => Ok(Some(info)),
-            Err(Errno::NODEV) => Ok(None),
+            Err(Errno::NODEV | Errno::INVAL | Errno::PERM | Errno::ACCESS) => Ok(None),
             Err(errno) => Err(Error::io(
                 format!("can't ask for the ublk device {id}"),
                 errno,
@@ -183,6 +184,18 @@ impl Control {
         }
     }
 
+    /// As [`Control::stop`], but not waited for when it takes long. False: it is still under way.
+    ///
+    /// # Errors
+    /// `Io`
+    pub(super) fn stop_soon(&mut self, id: u32) -> Result<bool, Error> {
+        match self.patiently(ctrl::STOP_DEV, CtrlCmd::new(id)) {
+            Some(Ok(()) | Err(Errno::NODEV)) => Ok(true),
+            Some(Err(errno)) => Err(Error::io(format!("can't stop the ublk device {id}"), errno)),
+            None => Ok(false),
+        }
+    }
+
     /// As [`Control::stop`], but only if nobody has the disk open. For a driver with [`feature::SAFE_STOP_DEV`].
     ///
     /// # Errors
@@ -202,7 +215,9 @@ impl Control {
     pub(super) fn delete(&mut self, id: u32) -> Result<(), Error> {
         let command = CtrlCmd::new(id);
         let deleted = match self.plain(ctrl::DEL_DEV_ASYNC, command) {
-            Err(Errno::OPNOTSUPP | Errno::INVAL) => self.patiently(ctrl::DEL_DEV, command),
+            Err(Errno::OPNOTSUPP | Errno::INVAL) => {
+                self.patiently(ctrl::DEL_DEV, command).unwrap_or(Ok(()))
+            }
             deleted => deleted,
         };
         match deleted {
@@ -232,18 +247,20 @@ impl Control {
         unsafe { self.call(code, command) }
     }
 
-    /// A command without memory, not waited for longer than [`DELETING`]; then it counts as done.
-    fn patiently(&mut self, code: Opcode, command: CtrlCmd) -> Result<(), Errno> {
+    /// A command without memory, not waited for longer than [`PATIENCE`]: `None` then.
+    fn patiently(&mut self, code: Opcode, command: CtrlCmd) -> Option<Result<(), Errno>> {
         debug_assert!(command.addr == 0 && command.len == 0);
         // SAFETY: it refers to no memory.
-        unsafe { self.send(code, command) }?;
-        let limit = types::Timespec::from(DELETING);
+        if let Err(errno) = unsafe { self.send(code, command) } {
+            return Some(Err(errno));
+        }
+        let limit = types::Timespec::from(PATIENCE);
         let args = types::SubmitArgs::new().timespec(&limit);
         if let Some(ring) = &self.ring {
             // The outcome is in the completion queue, or it is not.
             let _ = ring.submitter().submit_with_args(1, &args);
         }
-        self.outcome().unwrap_or(Ok(()))
+        self.outcome()
     }
 
     /// Runs a command to its end.

@@ -55,6 +55,12 @@ impl Disk {
         sectors.checked_mul(SECTOR)
     }
 
+    /// Whether requests are with the driver.
+    pub(super) fn has_requests(self) -> bool {
+        self.attribute("inflight")
+            .is_some_and(|text| text.split_whitespace().any(|count| count != "0"))
+    }
+
     /// Waits for the node, and makes sure that it is this disk and as it was asked for.
     ///
     /// # Errors

@@ -47,6 +47,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use dst_buf::Pool;
 use dst_client::{Completion, Geometry, Request};
@@ -61,6 +63,8 @@ use self::works::{Parts, Works};
 use crate::runtime::NameLock;
 use crate::{geometry, node, runtime, Config, Error, ErrorKind, FrontEnd, Node, NodeKind, Work};
 
+/// How long the driver is given to notice that an agent is dead. As a rule it does so at once.
+const NOTICING: Duration = Duration::from_secs(2);
 /// Requests at once, as many as the client takes.
 const DEPTH: u16 = 128;
 
@@ -90,7 +94,8 @@ pub fn check(kind: NodeKind) -> Result<(), Error> {
 /// A disk that somebody still has open goes when the last one closes it; I/O on it fails until then.
 ///
 /// # Errors
-/// `NameTaken` if a live front end has the name; `Io` if something can't be removed.
+/// `NameTaken` if a live front end has the name; `Busy` if the driver has not yet noticed that the agent is dead, which before
+/// Linux 6.16 can take 30 s; `Io` if something can't be removed.
 pub fn cleanup_stale(name: &str) -> Result<Vec<String>, Error> {
     let lock = NameLock::take(name)?;
     clean(lock.dir(), name)
@@ -106,7 +111,7 @@ fn clean(dir: &Path, name: &str) -> Result<Vec<String>, Error> {
             let mut control = Control::open()?;
             for id in mark.devices(&mut control)? {
                 let disk = Disk { id };
-                control.stop(id)?;
+                take_down(&mut control, disk)?;
                 control.delete(id)?;
                 node::remove(&link, &disk.path());
                 cleaned.push(format!("the ublk device {}", disk.name()));
@@ -118,6 +123,44 @@ fn clean(dir: &Path, name: &str) -> Result<Vec<String>, Error> {
         node::remove(&link, &target);
     }
     Ok(cleaned)
+}
+
+/// Has the driver take the disk of a dead agent away.
+///
+/// It does so by itself once it notices, and a command would only wait with it; and a process with a command that the kernel
+/// does not finish can't end. So none is given as long as requests wait for the driver to notice.
+///
+/// # Errors
+/// `Busy` if it takes long.
+fn take_down(control: &mut Control, disk: Disk) -> Result<(), Error> {
+    let since = Instant::now();
+    loop {
+        let info = control.info(disk.id)?;
+        if info.is_none_or(|info| info.state != abi::LIVE) {
+            // At an end, or never begun.
+            break;
+        }
+        if since.elapsed() >= NOTICING {
+            if disk.has_requests() {
+                return Err(slow(disk));
+            }
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    match control.stop_soon(disk.id)? {
+        true => Ok(()),
+        false => Err(slow(disk)),
+    }
+}
+
+fn slow(disk: Disk) -> Error {
+    let what = format!(
+        "the ublk driver has not yet taken {} away, whose agent is dead",
+        disk.name()
+    );
+    Error::new(ErrorKind::Busy, what)
+        .with_hint("it takes up to 30 s, before Linux 6.16; try again then")
 }
 
 /// See the module.

@@ -168,7 +168,7 @@ impl Works {
         notes
     }
 
-    /// Gives the device another size.
+    /// Gives the device another size. `Stopped` if there is none any more, or not yet.
     pub(super) fn resize(&self, new_size: u64) -> Result<(), Error> {
         let mut state = self.state();
         if state.control.features() & feature::UPDATE_SIZE == 0 {
@@ -178,8 +178,14 @@ impl Works {
             )
             .with_hint("detach it and attach it again, or use Linux 6.16 or later"));
         }
+        // The driver looks at the disk without asking whether there is one, and the number may be another's by now.
+        let gone = || Error::new(ErrorKind::Stopped, "the device was stopped");
+        if state.removed || !self.mark.is_on(&mut state.control, self.disk.id)? {
+            return Err(gone());
+        }
+        let shown = self.disk.size().ok_or_else(gone)?;
         // A second resize may have come in between.
-        if self.disk.size().is_none_or(|shown| shown < new_size) {
+        if shown < new_size {
             let sectors = new_size / SECTOR;
             state
                 .control
