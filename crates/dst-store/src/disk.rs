@@ -19,8 +19,8 @@
 //! - A task has exactly one call at its engine, or none while it waits for the sync rule ([`SyncTracker`]).
 //! - Nothing is answered durable but by the sync rule. The sync mark, if there is one, counts calls that have begun.
 //! - `end` never grows but with `info.size`, while the file was never seen shorter: what was once truncated answers
-//!   [`StoreError::Truncated`] as long as the backend is open, rather than showing zeroes when a write makes the file long
-//!   again.
+//!   [`StoreError::Truncated`](crate::StoreError::Truncated) as long as the backend is open, rather than showing zeroes
+//!   when a write makes the file long again.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};

@@ -143,9 +143,9 @@ mod tests {
         io::Write::write_all(&mut far, b"x").unwrap();
         assert!(signals.wait_readable(near.as_fd(), None, 0).unwrap());
 
-        signal_hook::low_level::raise(SIGHUP).unwrap();
+        signal_hook::low_level::raise(SIGTERM).unwrap();
         assert!(!signals.wait_readable(near.as_fd(), None, 0).unwrap());
-        signal_hook::low_level::raise(SIGHUP).unwrap();
+        signal_hook::low_level::raise(SIGTERM).unwrap();
         assert_eq!(signals.count(), 2);
         assert!(signals.flag().load(Ordering::Relaxed));
     }

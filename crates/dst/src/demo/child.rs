@@ -364,7 +364,7 @@ mod tests {
         );
 
         let (hold, held) = mpsc::channel::<()>();
-        signal_hook::low_level::raise(signal_hook::consts::SIGHUP).unwrap();
+        signal_hook::low_level::raise(signal_hook::consts::SIGTERM).unwrap();
         let work = move || {
             let _ = held.recv();
             Ok(())
