@@ -21,7 +21,7 @@ use crate::values::{
     about = "DST: a disk on one machine, a block device on another",
     after_help = "\
 A remote disk in two commands:
-  storage$ dst serve --insecure disk.img
+  storage$ dst serve --insecure --size 10G disk.img
   desktop$ sudo dst attach --insecure dst://storage/disk
 then use /dev/dst/disk like any disk. `dst demo` shows it all on this machine.
 Exit codes: see `dst --help`.",
@@ -43,7 +43,7 @@ fn long_help() -> String {
     format!(
         "\
 A remote disk in two commands:
-  storage$ dst serve --insecure disk.img
+  storage$ dst serve --insecure --size 10G disk.img
   desktop$ sudo dst attach --insecure dst://storage/disk
 then use /dev/dst/disk like any disk. `dst demo` shows it all on this machine.
 
@@ -170,7 +170,7 @@ pub struct Attach {
     /// Refuse writes; then other clients may write
     #[arg(long)]
     pub read_only: bool,
-    /// Memory for writes that the server has not made durable yet, which it gets again if it lost them [default: 256M]
+    /// Memory for writes that the server has not made durable yet, which it gets again if it lost them [default: 256M, or an eighth of the memory if that is less]
     #[arg(long, value_name = "SIZE|off", value_parser = parse_bytes_or_off)]
     pub retain: Option<Bytes>,
     /// How long to try to reach the server now

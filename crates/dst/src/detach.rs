@@ -250,7 +250,7 @@ fn say_what_is_waited_for(report: &DeviceReport) {
         .as_ref()
         .map_or_else(String::new, |text| format!(" ({text})"));
     render::note(&format!(
-        "waiting until everything is safe on the server: {} requests are with the server{why}; \
+        "waiting until everything is safe on the server; requests not answered yet: {}{why}; \
          Ctrl-C stops waiting, not the detach",
         report.in_flight + report.queued
     ));

@@ -81,7 +81,7 @@ fn of(dir: &DeviceDir, settled: Result<Settled, SettleError>) -> Outcome<Fate> {
     let amount = |found: &Settled| match found.writes {
         0 => "what it had acknowledged and not flushed".to_owned(),
         writes => format!(
-            "{writes} writes ({} bytes) that it had acknowledged and not flushed",
+            "{writes} write(s), {} bytes of payload, that it had acknowledged and not flushed",
             render::count(found.bytes)
         ),
     };

@@ -61,7 +61,7 @@ fn report(dir: &DeviceDir, life: Life) -> DeviceReport {
         _ => (
             "dead",
             format!(
-                "its agent was killed; `dst detach {}` cleans up",
+                "its agent was killed; `dst detach {}` makes what it had acknowledged safe on the server, and cleans up",
                 dir.name()
             ),
         ),
