@@ -174,8 +174,14 @@ impl Server {
             let known = ctx.wire.granted(session, holder, state.epoch);
             ctx.check(known);
         }
+        // A crowded server grants little, and the next session of the same client may get more.
+        let crowded = ctx.rng.one_in(6);
+        let credit_bytes = match crowded {
+            true => ctx.scenario.max_len,
+            false => ctx.scenario.credit_bytes,
+        };
         let limits = Limits {
-            credit_bytes: ctx.scenario.credit_bytes,
+            credit_bytes: credit_bytes.min(asking.limits.credit_bytes),
             ..LIMITS.min(&asking.limits)
         };
         let digests = digest_choice(ctx, &asking.digests);

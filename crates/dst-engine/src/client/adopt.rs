@@ -28,7 +28,7 @@
 //!   right, since all that was acknowledged after it is retained behind it, or durable with a mask.
 //! * A device that had failed is not adopted: after writes were lost no FLUSH may succeed.
 
-use super::super::proto::Credit;
+use super::super::proto::{Credit, Limits};
 use super::config::Config;
 use super::event::Phase;
 use super::record::{Cells, Last, Record, Unfit};
@@ -39,7 +39,7 @@ use super::slot::{Abort, Slot};
 impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
     /// The session that a predecessor has left in `record`, and what it had retained; the driver has to have the bytes of that
     /// ready by index ([`Record::place`]). Of `config` the holder and the limits are taken from the record instead, but for the
-    /// number of connections. `slots` and `entries` are as many as the record has.
+    /// number of connections and the credit. `slots` and `entries` are as many as the record has.
     ///
     /// Requests may be submitted at once; they wait until [`Session::is_settled`].
     pub fn adopt<E: Entries, C: Cells>(
@@ -67,13 +67,17 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         let entry = |index| record.entry(index, &last.geometry);
         retained.restore(head, tail, entry).ok_or(Unfit::Damaged)?;
 
-        let connections = config.limits.connections;
+        let asked = config.limits;
         let mut config = config;
         config.holder = record.holder();
-        config.limits = last.limits;
-        config.limits.connections = connections;
+        config.limits = Limits {
+            connections: asked.connections,
+            credit_bytes: asked.credit_bytes,
+            ..last.limits
+        };
         let mut session = Self::new(config, window);
-        session.granted_connections = last.limits.connections.min(connections).max(1);
+        session.granted_connections = last.limits.connections.min(asked.connections).max(1);
+        session.granted_credit_bytes = last.limits.credit_bytes;
         session.number = last.number;
         session.secret = last.secret;
         session.export = Some(last.export);
@@ -113,6 +117,10 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         record: &Record<C>,
     ) -> Result<(), Unfit> {
         let issued = record.issued();
+        // No session lives long enough to get there, and none could go on from it.
+        if issued == u64::MAX {
+            return Err(Unfit::Damaged);
+        }
         let mut floor = issued;
         for (at, slot) in (0..u16::MAX).zip(slots.iter_mut()) {
             let Some((id, write)) = record.open_id(at) else {

@@ -184,12 +184,14 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         self.geometry = Some(opened.geometry);
         self.number = opened.session.number;
         self.secret = opened.session.secret;
-        // From the first session on, what was granted is what is asked.
+        // From the first session on, what was granted is what is asked; but for what may change from one to the next.
         self.config.limits = Limits {
             connections: self.config.limits.connections,
+            credit_bytes: self.config.limits.credit_bytes,
             ..opened.limits
         };
         self.granted_connections = opened.limits.connections;
+        self.granted_credit_bytes = opened.limits.credit_bytes;
         self.algorithm = opened.digests.algorithm;
         self.granule = opened.digests.granule;
         self.keepalive = u64::from(opened.times.keepalive_ms).saturating_mul(MILLISECOND);

@@ -539,6 +539,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             geometry,
             limits: Limits {
                 connections: self.granted_connections,
+                credit_bytes: self.granted_credit_bytes,
                 ..self.config.limits
             },
             algorithm: self.algorithm,

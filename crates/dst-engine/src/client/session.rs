@@ -18,6 +18,7 @@ pub struct Session<W> {
     pub(super) conns: [Conn; MAX_CONNECTIONS],
     /// Connections granted; 1 before the first OPENED.
     pub(super) granted_connections: u16,
+    pub(super) granted_credit_bytes: u32,
     pub(super) number: u64,
     pub(super) secret: [u8; 16],
     pub(super) export: Option<ExportState>,
@@ -62,6 +63,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             phase: Phase::Opening,
             conns: core::array::from_fn(|_| Conn::default()),
             granted_connections: 1,
+            granted_credit_bytes: 0,
             number: 0,
             secret: [0; 16],
             export: None,
@@ -117,7 +119,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         self.stats
     }
 
-    /// Limits granted by the server; before the first session, those asked for.
+    /// Limits granted by the server, but for connections and credit, which are as asked for; before the first session, all are.
     pub fn limits(&self) -> &Limits {
         &self.config.limits
     }

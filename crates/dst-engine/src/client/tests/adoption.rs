@@ -278,6 +278,16 @@ fn what_can_not_be_adopted_says_why() {
     let mut shape = Process::live();
     shape.record.cells_mut().cells[1] += 1 << 32;
     assert_eq!(shape.succeed().err(), Some(Unfit::Damaged));
+
+    // No id is left above the last.
+    let mut last = Process::live();
+    last.rig.write_through(1, write(0, 1));
+    last.record();
+    let issued = last.rig.session.next_id - 1;
+    let cells = &mut last.record.cells_mut().cells;
+    let cell = cells.iter_mut().take(8).rfind(|cell| **cell == issued);
+    *cell.unwrap() = u64::MAX;
+    assert_eq!(last.succeed().err(), Some(Unfit::Damaged));
 }
 
 #[test]

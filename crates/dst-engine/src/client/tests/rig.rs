@@ -160,7 +160,10 @@ impl Rig {
             },
             export: self.export(),
             geometry: self.geometry(),
-            limits: *self.session.limits(),
+            limits: Limits {
+                credit_bytes: self.credit.bytes,
+                ..*self.session.limits()
+            },
             digests: DigestChoice {
                 algorithm: Algorithm::None,
                 granule: 4096,

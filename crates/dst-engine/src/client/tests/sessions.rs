@@ -4,7 +4,9 @@ extern crate std;
 
 use std::vec::Vec;
 
-use super::super::super::proto::{Kind, Outcome, SlotEntry, SlotState, Status};
+use super::super::super::proto::{
+    Header, Kind, OpenRequest, Outcome, SlotEntry, SlotState, Status, HEADER_LEN, HELLO_LEN,
+};
 use super::super::{Event, FailReason, Failure, Phase, Source};
 use super::rig::*;
 
@@ -129,6 +131,26 @@ fn a_replay_that_fails_is_the_end_of_the_device_whatever_it_replays() {
         let reason = FailReason::ReplayFailed(Status::IO);
         assert!(rig.events().contains(&Event::Failed(reason)), "{kind:?}");
     }
+}
+
+#[test]
+fn credit_that_was_scarce_is_asked_for_in_full_by_the_next_session() {
+    let mut rig = Rig::new();
+    let asked = rig.session.config.limits.credit_bytes;
+    rig.credit.bytes = asked / 4;
+    rig.open();
+    assert_eq!(rig.session.credit.bytes, asked / 4);
+    lose_session(&mut rig);
+    rig.lose(0);
+    rig.streams[0] = rig.session.handle_connected(0, rig.now);
+    let sent = rig.greet(0, rig.streams[0]).unwrap();
+    let header = Header::decode(sent[HELLO_LEN..].first_chunk().unwrap()).unwrap();
+    let options = &sent[HELLO_LEN + HEADER_LEN..][..usize::from(header.options_len)];
+    let open = OpenRequest::decode(options).unwrap();
+    assert_eq!(open.limits.credit_bytes, asked);
+    rig.credit.bytes = asked;
+    rig.opened();
+    assert_eq!(rig.session.credit.bytes, asked);
 }
 
 #[test]
