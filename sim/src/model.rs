@@ -53,7 +53,11 @@ pub struct Model {
     time: u64,
     /// The client that may write.
     holder: Option<u8>,
+    /// Of the lease, as the server has written it down.
+    epoch: u64,
     lost: bool,
+    /// It was lost, and the server has let others read again since.
+    shown: bool,
     /// The holder replays: what is there may be older than what was.
     replaying: bool,
     spare: Vec<Vec<(u64, u64)>>,
@@ -72,7 +76,9 @@ impl Model {
             reads: Vec::new(),
             time: 0,
             holder: None,
+            epoch: 0,
             lost: false,
+            shown: false,
             replaying: false,
             spare: Vec::new(),
         }
@@ -88,14 +94,25 @@ impl Model {
         self.sectors.resize(sectors, sector);
     }
 
+    /// The epoch of the lease as the server has written it down.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// The client that may write, as far as clients know.
     pub fn holder(&self) -> Option<u8> {
         self.holder
     }
 
-    /// Whether unflushed writes may be gone and have not been replayed.
-    pub fn is_lost(&self) -> bool {
-        self.lost
+    /// The server has seen all of a replay: others may read, though the client that replayed may die before it knows, and
+    /// its successor replay once more.
+    pub fn show(&mut self) {
+        self.shown = true;
+    }
+
+    /// Whether others than the holder may read.
+    pub fn is_shown(&self) -> bool {
+        !self.lost || self.shown
     }
 
     /// The next moment of the model's time.

@@ -13,18 +13,20 @@ impl Agent {
         self.opened = true;
         let incarnation = self.session.export().map(|export| export.incarnation);
         let current = incarnation.is_some() && incarnation == ctx.incarnation;
+        let epoch = self.session.export().map_or(0, |export| export.epoch);
         trace!(
             ctx,
             "client {} has session {}, fresh {fresh}, epoch {}, incarnation {:02x}{}",
             self.birth.number,
             self.session.number(),
-            self.session.export().map_or(0, |export| export.epoch),
+            epoch,
             incarnation.map_or(0, |i| i[0]),
             if current { "" } else { " (over)" },
         );
-        if self.birth.writable {
+        // The answer may come so late that somebody else has the lease, and this session is none any more.
+        if self.birth.writable && epoch >= ctx.model.epoch() {
             let before = ctx.model.holder();
-            let readers_see_replay = fresh && !ctx.model.is_lost();
+            let readers_see_replay = fresh && ctx.model.is_shown();
             let replays = fresh && self.retained.is_enabled();
             ctx.model.grant(self.birth.life, current, replays);
             if before != Some(self.birth.life) {

@@ -33,7 +33,8 @@ impl Model {
     }
 
     /// The server has written down another holder: the one before can't replay any more, though nobody has been told.
-    pub fn lease_moved(&mut self) {
+    pub fn lease_moved(&mut self, epoch: u64) {
+        self.epoch = epoch;
         self.holder = None;
         if self.lost || std::mem::take(&mut self.replaying) {
             self.merge();
@@ -61,6 +62,7 @@ impl Model {
     pub fn lose(&mut self) {
         self.tick();
         self.lost = true;
+        self.shown = false;
         if self.holder.is_none() {
             self.merge();
         }

@@ -90,6 +90,7 @@ impl Server {
                 }
                 Action::Ungate => {
                     stable.replay_owed = false;
+                    ctx.model.show();
                     for member in &mut self.members {
                         member.session.set_gate(&mut member.slots, false);
                     }

@@ -36,7 +36,7 @@ impl Stable {
 
     pub(super) fn store(&mut self, ctx: &mut Ctx, record: Record) {
         if record.epoch != self.record.epoch {
-            ctx.model.lease_moved();
+            ctx.model.lease_moved(record.epoch);
         }
         self.record = record;
     }
