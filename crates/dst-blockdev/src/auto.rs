@@ -1,13 +1,12 @@
 //! Which front end to use. `auto` takes FUSE where it works, else ublk, else nbd, and says why none will do.
 //!
-//! ublk is the fastest, and yet it comes after FUSE as long as users are worse off with it when things go wrong: an agent that
-//! is stuck in the kernel can be cut off from a FUSE device but not from a ublk one (see [`abort`]), and the driver's recovery
-//! of devices is not used. Who wants the speed names it.
+//! ublk is the shortest way, and its devices survive the death of their agent ([`recover`]). Yet it comes after FUSE as long as users
+//! are worse off with it in another case: an agent that is stuck in the kernel can be cut off from a FUSE device but not from a
+//! ublk one (see [`abort`]). Who wants the survival names it.
 //!
-//! nbd comes last although it shows the disk more exactly than FUSE does, because of what users are left with when things go
-//! wrong. When the agent dies, a FUSE device fails at once; an nbd device waits without end, with every process that uses
-//! it, until somebody detaches it. And the driver's resize can hold up the whole machine (see `nbd/mod.rs`). So it is there
-//! for who asks for it, and for machines with nothing else; `auto` does not have its module loaded either.
+//! nbd comes last although it shows the disk more exactly than FUSE does, and survives its agent: the driver's resize can hold
+//! up the whole machine if the server goes away, or the agent is killed, in that very moment (see `nbd/mod.rs`). So it is
+//! there for who asks for it, and for machines with nothing else; `auto` does not have its module loaded either.
 
 use std::fmt;
 use std::str::FromStr;
@@ -135,6 +134,44 @@ pub fn open(choice: Choice, config: &Config) -> Result<Box<dyn FrontEnd>, Error>
         Choice::Nbd => Box::new(NbdFrontEnd::open(config)?),
         Choice::Auto | Choice::Fuse => Box::new(FuseFrontEnd::open(config)?),
     })
+}
+
+/// Takes over the device that a dead front end of this name has left: same node, and the requests that it had not answered
+/// come again. `None`: none is left that can be taken over, and nothing was changed.
+///
+/// The device goes on waiting until the work of [`FrontEnd::start`] is done. Until then, dropping the front end leaves the
+/// device as it was found, for another recovery; so does the death of this process, at any time.
+///
+/// # Errors
+/// It can't be taken over now, and is as it was. `NameTaken` if a live front end has the name; `Geometry` if the device has
+/// another shape than `config` says.
+pub fn recover(config: &Config) -> Result<Option<Box<dyn FrontEnd>>, Error> {
+    if let Some(front) = UblkFrontEnd::recover(config)? {
+        return Ok(Some(Box::new(front)));
+    }
+    if let Some(front) = NbdFrontEnd::recover(config)? {
+        return Ok(Some(Box::new(front)));
+    }
+    Ok(None)
+}
+
+/// Whether a dead front end of this name has left a device that [`recover`] can take over, as far as that can be told by
+/// looking.
+#[must_use]
+pub fn recoverable(name: &str) -> bool {
+    ublk::recoverable(name) || nbd::recoverable(name)
+}
+
+/// Who uses the device that a dead front end of this name has left and that [`recover`] can take over, in words. Does no I/O
+/// on it, which would wait for the recovery.
+///
+/// # Errors
+/// `Io`
+pub fn user_of_recoverable(name: &str) -> Result<Option<String>, Error> {
+    match ublk::user_of_recoverable(name)? {
+        Some(who) => Ok(Some(who)),
+        None => nbd::user_of_recoverable(name),
+    }
 }
 
 /// Removes what dead front ends of this name have left, of whatever kind. Returns what was there, in words.

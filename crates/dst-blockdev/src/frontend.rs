@@ -61,6 +61,9 @@ pub struct Config {
     pub node: Option<NodeKind>,
     /// Show partitions of a block device as devices of their own.
     pub partitions: bool,
+    /// Let the device survive the death of this process, where the kernel can, so that [`crate::recover`] can take it over;
+    /// until then its I/O waits. Only for who keeps what a successor needs.
+    pub survives: bool,
 }
 
 /// One way for a device to reach the local system.
@@ -126,4 +129,9 @@ pub trait FrontEnd: Send {
 
     /// The kernel's side is gone: nothing comes any more.
     fn stopped(&self) -> bool;
+
+    /// The device waits when this process dies, for [`crate::recover`].
+    fn survives(&self) -> bool {
+        false
+    }
 }

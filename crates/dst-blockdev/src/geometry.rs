@@ -43,8 +43,25 @@ pub(crate) fn grown(geometry: &Geometry, new_size: u64) -> Result<Geometry, Erro
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A disk that can do everything.
+    pub(crate) fn geometry() -> Geometry {
+        Geometry {
+            size: 1 << 20,
+            logical_block: 512,
+            physical_block: 512,
+            max_transfer: 1 << 20,
+            read_only: false,
+            rotational: false,
+            discard: true,
+            discard_granularity: 4096,
+            write_zeroes: true,
+            write_cache: true,
+            fua: true,
+        }
+    }
 
     #[test]
     fn a_device_grows_by_whole_blocks_and_never_shrinks() {
@@ -52,14 +69,7 @@ mod tests {
             size: 8192,
             logical_block: 4096,
             physical_block: 4096,
-            max_transfer: 1 << 20,
-            read_only: false,
-            rotational: false,
-            discard: false,
-            discard_granularity: 0,
-            write_zeroes: false,
-            write_cache: true,
-            fua: true,
+            ..geometry()
         };
         check_size(&device).unwrap();
         assert_eq!(grown(&device, 12288).unwrap().size, 12288);

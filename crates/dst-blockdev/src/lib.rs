@@ -35,6 +35,7 @@
 //! | `nbd/` | a block device by the kernel's nbd driver |
 //! | `runtime.rs` | names, directories under `/run/dst`, the lock that tells a live front end from a dead one |
 //! | `geometry.rs` | what every front end asks of a device's size |
+//! | `slots.rs` | requests by tag |
 //! | `node.rs` | the link `/dev/dst/NAME` |
 //! | `usage.rs`, `mountinfo.rs` | who uses a block device |
 //! | `process.rs` | what an agent does to itself so that the machine can't deadlock on it |
@@ -49,10 +50,13 @@ pub mod nbd;
 mod node;
 mod process;
 mod runtime;
+mod slots;
 pub mod ublk;
 mod usage;
 
-pub use auto::{abort, check, cleanup_stale, open, Choice};
+pub use auto::{
+    abort, check, cleanup_stale, open, recover, recoverable, user_of_recoverable, Choice,
+};
 pub use error::{Error, ErrorKind};
 pub use frontend::{Config, FrontEnd, Node, NodeKind, Work, IN_FLIGHT};
 pub use node::NODE_DIR;

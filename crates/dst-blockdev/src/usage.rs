@@ -23,6 +23,27 @@ struct Part {
 /// # Errors
 /// sysfs or procfs can't be read, or the device can't be opened.
 pub(crate) fn of_disk(name: &str) -> std::io::Result<Option<String>> {
+    if let Some(who) = of_waiting_disk(name)? {
+        return Ok(Some(who));
+    }
+    let path = Path::new("/dev").join(name);
+    match rustix::fs::open(
+        &path,
+        OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) {
+        Ok(_) => Ok(None),
+        // Mounted where this process can't see it, or claimed by a driver.
+        Err(Errno::BUSY) => Ok(Some("in exclusive use".to_owned())),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// As [`of_disk`], as far as that can be told without opening the disk: nobody serves it, and opening it may do I/O.
+///
+/// # Errors
+/// sysfs or procfs can't be read.
+pub(crate) fn of_waiting_disk(name: &str) -> std::io::Result<Option<String>> {
     let parts = parts(name)?;
     let is_ours = |device: (u32, u32)| parts.iter().any(|part| part.device == device);
 
@@ -48,20 +69,7 @@ pub(crate) fn of_disk(name: &str) -> std::io::Result<Option<String>> {
             return Ok(Some(format!("held by {}", holder.to_string_lossy())));
         }
     }
-    if let Some(who) = opened_by(is_ours) {
-        return Ok(Some(who));
-    }
-    let path = Path::new("/dev").join(name);
-    match rustix::fs::open(
-        &path,
-        OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC,
-        Mode::empty(),
-    ) {
-        Ok(_) => Ok(None),
-        // Mounted where this process can't see it, or claimed by a driver.
-        Err(Errno::BUSY) => Ok(Some("in exclusive use".to_owned())),
-        Err(errno) => Err(errno.into()),
-    }
+    Ok(opened_by(is_ours))
 }
 
 /// A process other than this that has `path` open or mapped as a descriptor.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::block::{FreeBlock, ALIGNMENT};
 use crate::buf::Buf;
 use crate::reserve::{Region, Reserve};
+use crate::shared::Shared;
 
 /// Sizes of pooled blocks in bytes, ascending. A request gets the smallest that fits.
 const CLASSES: [usize; 5] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
@@ -50,6 +51,21 @@ impl Pool {
     /// How far behind the beginning of the pool's reserve these bytes are; `None` if they are not of it.
     pub fn place(&self, bytes: &[u8]) -> Option<usize> {
         self.0.reserve.as_ref()?.place(bytes)
+    }
+
+    /// The `len` bytes, at least one, that lie `place` behind the beginning of the pool's reserve, as they are: what
+    /// [`Pool::place`] said of them in an earlier pool over the same memory. Their pages are taken out of the reserve until
+    /// the last owner lets go. `None` if they are not of it, or one of their pages is in use.
+    pub fn claim(&self, place: usize, len: usize) -> Option<Shared> {
+        let end = place.checked_add(len).filter(|_| len > 0)?;
+        let first = place / ALIGNMENT;
+        let count = end.div_ceil(ALIGNMENT) - first;
+        let block = self.0.reserve.as_ref()?.claim(first, count)?;
+        self.0
+            .outstanding
+            .fetch_add(block.capacity(), Ordering::Relaxed);
+        let handle = block.into_handle(self.0.clone());
+        Some(Buf::new(handle, place % ALIGNMENT, len).share())
     }
 
     fn made_of(max_cached: usize, reserve: Option<Reserve>) -> Pool {

@@ -112,14 +112,32 @@ impl Reserve {
     pub(crate) fn take(&self, len: usize) -> Option<FreeBlock> {
         let count = len.div_ceil(ALIGNMENT).max(1);
         let first = self.lock().take(count)?;
-        // SAFETY: `first` is a page of the mapping; the map has given it to nobody else, so neither its header nor its
-        // memory is referred to. Both live as long as this reserve, which the pool of every handle keeps alive.
+        // SAFETY: pages of the mapping that the map has just given to this block alone.
+        Some(unsafe { self.block(first, count) })
+    }
+
+    /// The block of `count` pages from page `first` on.
+    ///
+    /// # Safety
+    /// The pages are of the mapping, and the map has given them to nobody else, so that neither the header of the first nor
+    /// their memory is referred to. (Both live as long as this reserve, which the pool of every handle keeps alive.)
+    unsafe fn block(&self, first: usize, count: usize) -> FreeBlock {
+        // SAFETY: by what the caller promises.
         unsafe {
             let memory = self.memory.add(first * ALIGNMENT);
             let header = self.headers.add(first);
             header.write(Block::reserved(memory, count * ALIGNMENT));
-            Some(FreeBlock::of_reserve(header))
+            FreeBlock::of_reserve(header)
         }
+    }
+
+    /// The block of `count` pages from page `first` on with what they hold, if they are its and free.
+    pub(crate) fn claim(&self, first: usize, count: usize) -> Option<FreeBlock> {
+        let taken = count > 0
+            && first.checked_add(count)? <= self.pages
+            && self.lock().take_at(first, count);
+        // SAFETY: as in `take`: pages of the mapping that the map has just given to this block alone.
+        taken.then(|| unsafe { self.block(first, count) })
     }
 
     /// How far behind its beginning `bytes` are, if they are its.
@@ -220,6 +238,16 @@ impl Map {
             self.hint += 1;
         }
         Some(first)
+    }
+
+    /// Takes `count` pages from `first` on, all of them in the map; false if one of them is taken.
+    fn take_at(&mut self, first: usize, count: usize) -> bool {
+        let taken = |page: usize| self.words[page / 64] >> (page % 64) & 1 == 1;
+        if (first..first + count).any(taken) {
+            return false;
+        }
+        self.mark(first, count, true);
+        true
     }
 
     fn give_back(&mut self, first: usize, count: usize) {
@@ -368,6 +396,36 @@ mod tests {
         assert_eq!(Pool::new(0).place(&first), None);
         drop(pool);
         assert_eq!(first.len(), PAGE + 1);
+    }
+
+    #[test]
+    fn pages_that_are_claimed_keep_what_they_hold_and_nobody_else_gets_them() {
+        let mut memory = vec![0; 4 * PAGE / 8];
+        memory.fill(0x0707_0707_0707_0707);
+        let pool = Pool::over(0, Box::new(Lent(memory))).unwrap();
+        // The end of the second page and the beginning of the third.
+        let claimed = pool.claim(2 * PAGE - 10, 20).unwrap();
+        assert_eq!(&claimed[..], [7; 20]);
+        assert_eq!(pool.place(&claimed), Some(2 * PAGE - 10));
+        assert_eq!(
+            (claimed.held_bytes(), pool.outstanding_bytes()),
+            (2 * PAGE, 2 * PAGE)
+        );
+        for (from, len) in [
+            (0, PAGE + 1),
+            (2 * PAGE, 1),
+            (3 * PAGE, 1),
+            (0, usize::MAX),
+            (usize::MAX, 2),
+            (0, 0),
+        ] {
+            assert!(pool.claim(from, len).is_none(), "{from} {len}");
+        }
+        let other = pool.get(PAGE).share();
+        assert_eq!((pool.place(&other), pool.missed()), (Some(0), 0));
+        drop(claimed);
+        assert_eq!(pool.place(&pool.get(2 * PAGE)), Some(PAGE));
+        assert!(Pool::new(0).claim(0, 1).is_none());
     }
 
     #[test]

@@ -315,6 +315,16 @@ impl Driver {
         self.engine.session.close();
     }
 
+    /// Whether a record is kept by which a successor can go on ([`crate::recover`]).
+    pub fn is_recorded(&self) -> bool {
+        self.keeping.is_some()
+    }
+
+    /// Brings the record up to date for a successor: from here on this process does nothing more, and ends.
+    pub fn hand_over(&mut self) {
+        self.keep_record();
+    }
+
     /// Fails every request, now and later.
     pub fn fail(&mut self) {
         let engine = &mut self.engine;
@@ -388,6 +398,8 @@ impl Driver {
         let stats = session.stats();
         let live = session.live_connections();
         let export = session.export();
+        // With the engine, which has not given an id to all of them: they wait for a session, room, or one another.
+        let handed_in = self.pending.iter().flatten().count();
         DeviceStatus {
             state: match session.phase() {
                 Phase::Opening if !self.opened => "opening",
@@ -410,7 +422,7 @@ impl Driver {
             incarnation: export.map_or_else(String::new, |export| hex(&export.incarnation)),
             connections: [live, self.options.connections],
             in_flight: session.in_flight(),
-            queued: self.queue.len(),
+            queued: self.queue.len() + handed_in.saturating_sub(session.in_flight().into()),
             retained_entries: self.engine.retained.entries(),
             retained_bytes: self.engine.retained.bytes(),
             suspects: session.suspects(),

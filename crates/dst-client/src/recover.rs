@@ -1,32 +1,48 @@
-//! What a killed process has left, and making it safe on the server.
+//! What a killed process has left: going on with it, or making it safe on the server.
 //!
 //! ```text
 //! find --> adopt --JOIN, ABORT of every orphan--> settled --FLUSH answered OK--> proven --CLOSE--> done
-//!             \--session lost: OPEN, replay--> settled
+//!             \--session lost: OPEN, replay--> settled --take over--> serving, as if nothing had happened
 //! ```
+//!
+//! # Going on ([`Leftovers::take_over`])
+//!
+//! Where the device has survived its process, a successor goes on with the session and hands in again what had not been
+//! answered. The record is adopted *in place*: it goes on being the record, and its payload the pool. Dying at any moment
+//! leaves a record that the next one can adopt:
+//!
+//! * Until the first turn of the driver, nothing is written but cells of ids that never went out, which says the same.
+//! * From then on the driver keeps it as its predecessor did: nothing leaves the process before the record says why.
+//! * The pages of every entry that the record names are claimed from the pool before anything else is taken from it
+//!   ([`dst_buf::Pool::claim`]), and let go only when the record does not name them any more.
+//!
+//! # Making it safe ([`Leftovers::settle`])
 //!
 //! Only that FLUSH proves anything where the record is *dirty*, that is, names writes that were acknowledged and not known to be
 //! durable: without retention the engine has nothing that it could flush before it counts as settled. What CLOSE is answered
 //! decides nothing.
 //!
-//! The device itself died with its process, so nothing new is written here: the session is adopted
+//! The device itself died with its process, or will be removed, so nothing new is written here: the session is adopted
 //! ([`dst_engine::client::Session::adopt`]), what its ids may still do is settled, what was acknowledged and not durable is made
 //! durable, and the session is closed. The record is kept meanwhile, and is there for another try when this one fails or is
 //! killed; who has settled it removes it ([`crate::record::remove`]).
 
+mod claim;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use dst_engine::client::{Entry, Session, Slot, Unfit, MAX_CONNECTIONS};
+use dst_buf::Pool;
+use dst_engine::client::{Cells, Entry, Record, Session, Slot, Unfit, MAX_CONNECTIONS};
 use dst_net::Endpoint;
 
 use crate::driver::{Driver, Engine, ID_WINDOW};
 use crate::identity::boot_id;
 use crate::keeping::{Keeping, NO_PLACE};
-use crate::record::{About, RecordError, RecordFile};
+use crate::record::{About, RecordError, RecordFile, Shape};
 use crate::{Op, Options, Request};
 
-/// Buffers that the pool keeps while retained writes are replayed, bytes.
+/// Free buffers that a pool keeps besides the record's memory, bytes.
 const CACHED: usize = 8 << 20;
 
 /// Nobody can use it.
@@ -38,14 +54,14 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Tag of the flush.
 const FLUSH: u64 = 0;
 
-/// Why leftovers could not be made safe. The record stays.
+/// Why leftovers could not be made safe, or taken over. The record stays.
 #[derive(Debug, thiserror::Error)]
 pub enum SettleError {
     /// There is nothing that could be made safe.
     #[error("{0}")]
     Nothing(&'static str),
     /// It can't be done here and now. Another try, or another version of this program, may.
-    #[error("it can't be settled now: {0}")]
+    #[error("it is of no use now: {0}")]
     Unusable(String),
     /// The caller wanted it to stop.
     #[error("stopped")]
@@ -118,6 +134,32 @@ impl Leftovers {
         self.file.record().map_or(true, |record| record.retains())
     }
 
+    /// Writes that it retains, and their bytes, as far as that can be told by looking. The process need not be dead.
+    pub fn retained(&self) -> Option<(u64, u64)> {
+        let mut record = Record::open(self.file.snapshot()).ok()?;
+        let endpoint = self.file.about().url.parse().ok()?;
+        let options = Options::new(endpoint);
+        let engine = engine(&options, self.file.shape(), u64::MAX, &mut record).ok()?;
+        Some((engine.retained.entries(), engine.retained.bytes()))
+    }
+
+    /// A driver that goes on where the dead process was: same session, what it retained, and the same record, in place.
+    /// Requests may be submitted at once. What the dead one had under way is settled before they get ids, so it has no effect
+    /// after that.
+    ///
+    /// Of `options`, the number of requests in flight, the record's place and its size are as they were; `retain` as
+    /// bytes.
+    ///
+    /// # Errors
+    /// There is no session to go on with, or a retained write is lost: `Nothing`, `Unusable`, `Lost`.
+    pub fn take_over(&self, options: Options) -> Result<Driver, SettleError> {
+        let all = self.file.shape().payload as u64;
+        let retain = options
+            .retain
+            .unwrap_or_else(|| all.saturating_sub(Options::IN_FLIGHT));
+        self.adopt(options, retain.min(all))
+    }
+
     /// Makes safe on the server what was acknowledged, and settles what was under way. Gives up when there has been no live
     /// connection, nor any progress, for `silence`, or when `stop` says so.
     ///
@@ -130,7 +172,16 @@ impl Leftovers {
     ) -> Result<Settled, SettleError> {
         // Read before the engine has it: adopting may settle it.
         let dirty = self.file.record().map_err(unfit)?.retains();
-        let mut driver = self.adopt()?;
+        let about = self.file.about();
+        let endpoint: Endpoint = about
+            .url
+            .parse()
+            .map_err(|_| SettleError::Unusable("its URL is none".to_owned()))?;
+        let mut options = Options::new(endpoint);
+        options.insecure = about.insecure;
+        options.read_only = about.read_only;
+        options.connections = 1;
+        let mut driver = self.adopt(options, u64::MAX)?;
         let found = Settled {
             dirty,
             writes: driver.engine.retained.entries(),
@@ -206,55 +257,57 @@ impl Leftovers {
         }
     }
 
-    fn adopt(&self) -> Result<Driver, SettleError> {
-        let unusable = |what: &str| SettleError::Unusable(what.to_owned());
-        let about = self.file.about();
-        let endpoint: Endpoint = about.url.parse().map_err(|_| unusable("its URL is none"))?;
-        let mut options = Options::new(endpoint);
-        options.insecure = about.insecure;
-        options.read_only = about.read_only;
-        options.connections = 1;
-        let shape = self.file.shape();
+    /// A driver of the session, with the record and its payload in place. It keeps `capacity` bytes of writes at most.
+    fn adopt(&self, options: Options, capacity: u64) -> Result<Driver, SettleError> {
+        let unusable = |error: std::io::Error| SettleError::Unusable(error.to_string());
         let mut record = self.file.record().map_err(unfit)?;
-        let config = Driver::config(&options, shape.slots, record.holder());
-        debug_assert!(usize::from(config.limits.connections) <= MAX_CONNECTIONS);
-        let mut slots = vec![Slot::default(); usize::from(shape.slots)];
-        let entries = vec![Entry::default(); shape.entries as usize].into_boxed_slice();
-        let window = vec![0; ID_WINDOW as usize / 64].into_boxed_slice();
-        let adopted = Session::adopt(config, window, &mut slots, entries, u64::MAX, &mut record);
-        let (session, retained) = adopted.map_err(unfit)?;
-        let pool = dst_buf::Pool::new(CACHED);
-        let mut places = vec![0; shape.entries as usize];
-        let mut kept: Vec<_> = places.iter().map(|_| None).collect();
-        for (index, place) in places.iter_mut().enumerate() {
-            let Some(len) = retained.payload(index) else {
-                continue;
-            };
-            *place = record.place(index);
-            if *place == NO_PLACE {
+        let engine = engine(&options, self.file.shape(), capacity, &mut record).map_err(unfit)?;
+        let pool = Pool::over(CACHED, self.file.region()).map_err(unusable)?;
+        let mut places = Vec::new();
+        let mut lens = Vec::new();
+        for index in 0..self.file.shape().entries as usize {
+            let len = engine.retained.payload(index);
+            let place = len.map_or(0, |_| record.place(index));
+            if len.is_some() && place == NO_PLACE {
                 return Err(SettleError::Lost(
                     "the memory for its unflushed writes was used up, and some of them are lost"
                         .to_owned(),
                 ));
             }
-            let bytes = self.file.payload(*place, len);
-            let bytes = bytes.ok_or_else(|| SettleError::Lost(DAMAGED.to_owned()))?;
-            kept[index] = Some(pool.copy_of(bytes).share());
+            places.push(place);
+            lens.push(len);
         }
-        let engine = Engine {
-            session,
-            slots,
-            retained,
-        };
+        let kept = claim::claim(&pool, &places, &lens);
+        let kept = kept.ok_or_else(|| SettleError::Lost(DAMAGED.to_owned()))?;
         let transport = options.endpoint.transport();
-        let mut driver = Driver::made_of(options, transport, engine, pool)
-            .map_err(|error| SettleError::Unusable(error.to_string()))?;
+        let mut driver = Driver::made_of(options, transport, engine, pool).map_err(unusable)?;
         driver.kept = kept;
         driver.keeping = Some(Keeping::new(record, places));
-        // A refusal is nothing to end on: it is tried until the time is up.
+        // A refusal is nothing to end on: it is tried again and again.
         driver.opened = true;
         Ok(driver)
     }
+}
+
+/// The engine that goes on with what a record has.
+fn engine<C: Cells>(
+    options: &Options,
+    shape: Shape,
+    capacity: u64,
+    record: &mut Record<C>,
+) -> Result<Engine, Unfit> {
+    let config = Driver::config(options, shape.slots, record.holder());
+    debug_assert!(usize::from(config.limits.connections) <= MAX_CONNECTIONS);
+    let mut slots = vec![Slot::default(); usize::from(shape.slots)];
+    let entries = vec![Entry::default(); shape.entries as usize].into_boxed_slice();
+    let window = vec![0; ID_WINDOW as usize / 64].into_boxed_slice();
+    let (session, retained) =
+        Session::adopt(config, window, &mut slots, entries, capacity, record)?;
+    Ok(Engine {
+        session,
+        slots,
+        retained,
+    })
 }
 
 fn unfit(unfit: Unfit) -> SettleError {

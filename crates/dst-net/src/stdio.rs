@@ -1,7 +1,7 @@
 //! The server side of a command transport: the process's own standard streams as a [`Stream`].
 //!
-//! [`StdioStream::take`] moves the streams away and leaves `/dev/null` and standard error in their place, so that
-//! nothing printed by mistake gets into the channel. Non-blocking mode belongs to the open file, which other processes
+//! [`take`] moves the streams away and leaves `/dev/null` and standard error in their place, so that nothing printed by
+//! mistake gets into the channel. Non-blocking mode belongs to the open file, which other processes
 //! may share: what it was is put back when the stream is dropped (so end by returning from `main`, not by
 //! `std::process::exit`).
 
@@ -34,17 +34,24 @@ struct Channel {
     flags: OFlags,
 }
 
+/// Takes the standard input and output of this process. An error, with everything left as it was, unless both are pipes or
+/// sockets.
+pub fn take() -> io::Result<(OwnedFd, OwnedFd)> {
+    let null = File::open("/dev/null")?;
+    let input = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), FIRST_FREE)?;
+    let output = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), FIRST_FREE)?;
+    look_at(&input, "input")?;
+    look_at(&output, "output")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
+    Ok((input, output))
+}
+
 impl StdioStream {
-    /// Takes the standard input and output of this process. An error, with everything left as it was, unless both
-    /// are pipes or sockets.
+    /// As [`take`], as a stream.
     pub fn take() -> io::Result<Self> {
-        let null = File::open("/dev/null")?;
-        let input = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), FIRST_FREE)?;
-        let output = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), FIRST_FREE)?;
-        let stream = Self::new(input, output)?;
-        rustix::stdio::dup2_stdin(&null)?;
-        rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
-        Ok(stream)
+        let (input, output) = take()?;
+        Self::new(input, output)
     }
 
     /// A stream over a pair of descriptors, which may be of one socket.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use dst_net::Endpoint;
 
 use crate::budget;
+use crate::handover::HandOver;
 
 /// One export to offer.
 #[derive(Debug, Clone)]
@@ -44,6 +45,8 @@ pub struct Config {
     /// Bytes that all sessions together may take: of buffers, tables and payload, not of exports that are memory. At least
     /// [`Config::LEAST_MEMORY`].
     pub memory: u64,
+    /// Take streams over from commands, if at all.
+    pub hand_over: Option<HandOver>,
 }
 
 impl Config {
@@ -63,6 +66,7 @@ impl Config {
             keepalive: Duration::from_millis(2500),
             drain_timeout: Duration::from_secs(10),
             memory: budget::of_this_machine(),
+            hand_over: None,
         }
     }
 }
@@ -108,6 +112,14 @@ pub enum StartError {
     State {
         /// The export.
         name: String,
+        /// The directory.
+        dir: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Commands can't hand streams over, for which alone it was to run.
+    #[error("streams can't be handed over in {dir}: {source}")]
+    HandOver {
         /// The directory.
         dir: String,
         /// Why.

@@ -4,10 +4,14 @@
 //! the export, with the link. What a guest can cost is bounded: few of them, a small receive area, and a deadline for the
 //! whole greeting. When too many are there one has to go, whichever: were it the oldest, a flood would leave no time to
 //! anybody farther away than the flood.
+//!
+//! Each guest has a *scope*: the exports that it may use and the names that it knows them by. Who comes through a listener may
+//! use all of them; whose stream was handed over, what the command that brought it was started for.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,9 +43,30 @@ const BUSY_MS: u32 = 1000;
 const WAKER: u64 = u64::MAX;
 const FIRST_GUEST: u64 = 1 << 32;
 
+/// The exports that a guest may use: names, and indices of ports.
+pub(crate) type Scope = Arc<[(String, usize)]>;
+
+/// A stream that comes from another thread, with its scope.
+pub(crate) type Handed = (Box<dyn Stream>, Scope);
+
+/// The way in for another thread's streams.
+pub(crate) struct Entrance {
+    pub inbox: Sender<Handed>,
+    pub waker: Waker,
+}
+
+impl Entrance {
+    /// Gives a stream to the front door. One that has stopped closes it.
+    pub fn hand_in(&self, stream: Box<dyn Stream>, scope: Scope) {
+        let _ = self.inbox.send((stream, scope));
+        self.waker.wake();
+    }
+}
+
 /// One stream that has not said yet what it wants.
 struct Guest {
     framed: Framed<Incoming>,
+    scope: Scope,
     hello: [u8; HELLO_LEN],
     nonce: [u8; 16],
     since: Instant,
@@ -64,6 +89,9 @@ pub(crate) struct Front {
     guests: BTreeMap<u64, Guest>,
     next_guest: u64,
     ports: Arc<[Port]>,
+    /// Of those who come through a listener.
+    everything: Scope,
+    handed: Receiver<Handed>,
     directory: Arc<Directory>,
     insecure: bool,
     waker: Waker,
@@ -76,6 +104,7 @@ impl Front {
         ports: Arc<[Port]>,
         directory: Arc<Directory>,
         insecure: bool,
+        handed: Receiver<Handed>,
         waker: Waker,
         stop: Arc<AtomicBool>,
     ) -> io::Result<Self> {
@@ -84,11 +113,14 @@ impl Front {
         for (token, listener) in listeners.iter().enumerate() {
             poller.add(listener.fd(), token as u64, Interest::READ)?;
         }
+        let names = ports.iter().map(|port| port.name.clone());
         Ok(Self {
             poller,
             listeners,
             guests: BTreeMap::new(),
             next_guest: FIRST_GUEST,
+            everything: names.zip(0..).collect(),
+            handed,
             ports,
             directory,
             insecure,
@@ -99,7 +131,7 @@ impl Front {
 
     /// Takes a stream that came by another way than a listener.
     pub fn adopt(&mut self, stream: Box<dyn Stream>) {
-        self.welcome(stream);
+        self.welcome(stream, Arc::clone(&self.everything));
     }
 
     /// Serves until `stop` is set.
@@ -117,7 +149,12 @@ impl Front {
 
     fn handle(&mut self, event: &Event) {
         match event.token {
-            WAKER => self.waker.clear(),
+            WAKER => {
+                self.waker.clear();
+                while let Ok((stream, scope)) = self.handed.try_recv() {
+                    self.welcome(stream, scope);
+                }
+            }
             token if token >= FIRST_GUEST => self.listen_to(token),
             listener => self.accept(listener as usize),
         }
@@ -153,7 +190,7 @@ impl Front {
         // What is left in the queue makes the listener ready again.
         for _ in 0..ACCEPTS {
             match self.listeners[listener].accept() {
-                Ok(stream) => self.welcome(stream),
+                Ok(stream) => self.adopt(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => {
                     // Out of descriptors, most likely: sending a guest away is all that helps.
@@ -164,7 +201,7 @@ impl Front {
         }
     }
 
-    fn welcome(&mut self, stream: Box<dyn Stream>) {
+    fn welcome(&mut self, stream: Box<dyn Stream>, scope: Scope) {
         let trusted = stream.is_trusted();
         let nonce = random();
         let ours = Hello::new(
@@ -203,6 +240,7 @@ impl Front {
         self.next_guest += 1;
         let guest = Guest {
             framed,
+            scope,
             hello,
             nonce,
             since: Instant::now(),
@@ -274,8 +312,8 @@ impl Front {
                     Err(error) => return turn_away(guest, malformed(Kind::OPEN, error)),
                 };
                 let name = open.name.as_str();
-                match self.ports.iter().position(|port| port.name == name) {
-                    Some(export) => Verdict::MovesTo(export, header),
+                match guest.scope.iter().find(|(known, _)| known == name) {
+                    Some(&(_, export)) => Verdict::MovesTo(export, header),
                     None => {
                         let text =
                             format!("no export named {name}; `dst list` shows what there is");
@@ -288,7 +326,9 @@ impl Front {
                     Ok(request) => request.join,
                     Err(error) => return turn_away(guest, malformed(Kind::JOIN, error)),
                 };
-                match self.directory.find(join.session) {
+                let export = self.directory.find(join.session);
+                let within = |export: &usize| guest.scope.iter().any(|(_, index)| index == export);
+                match export.filter(within) {
                     Some(export) => Verdict::MovesTo(export, header),
                     None => {
                         let text = "this server does not know the session";
@@ -297,7 +337,7 @@ impl Front {
                 }
             }
             Kind::LIST => {
-                let answer = self.list();
+                let answer = self.list(&guest.scope);
                 turn_away(guest, answer)
             }
             _ => turn_away(
@@ -308,8 +348,12 @@ impl Front {
     }
 
     /// The answer to LIST: as many frames as it takes.
-    fn list(&self) -> Vec<u8> {
-        let listings: Vec<_> = self.ports.iter().map(Port::listing).collect();
+    fn list(&self, scope: &Scope) -> Vec<u8> {
+        let listing = |(name, index): &(String, usize)| Listing {
+            name: name.clone(),
+            ..self.ports[*index].listing()
+        };
+        let listings: Vec<_> = scope.iter().map(listing).collect();
         let mut entries = listings.iter().filter_map(entry).peekable();
         let mut answer = Vec::new();
         loop {

@@ -7,6 +7,7 @@
 mod admit;
 mod asking;
 mod budget;
+mod changes;
 mod config;
 mod conn;
 mod decide;
@@ -15,6 +16,7 @@ mod execute;
 mod frames;
 mod front;
 mod guard;
+pub mod handover;
 mod listing;
 mod log;
 mod member;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dst_ids::random;
 use dst_net::{Framed, Waker};
 use dst_proto::{GeometryFlags, Header, HELLO_LEN};
+use dst_store::FileKey;
 
 use crate::conn::Incoming;
 
@@ -79,6 +80,8 @@ pub(crate) struct Listing {
 /// The way to one export.
 pub(crate) struct Port {
     pub name: String,
+    /// What it is on, if that is a file or device.
+    pub file: Option<FileKey>,
     pub inbox: Sender<Message>,
     pub waker: Waker,
     pub places: Places,

@@ -14,8 +14,9 @@ use serde::Serialize;
 
 use crate::budget::Budget;
 use crate::config::{Config, StartError};
-use crate::front::Front;
+use crate::front::{Entrance, Front, Handed};
 use crate::guard;
+use crate::handover::desk::Desk;
 use crate::port::{Directory, Message, Places, Port};
 use crate::worker::Worker;
 
@@ -49,8 +50,11 @@ pub struct Summary {
 #[derive(Clone)]
 pub struct Handle {
     ports: Arc<[Port]>,
-    stop: Arc<AtomicBool>,
+    pub(crate) stop: Arc<AtomicBool>,
     front: Waker,
+    pub(crate) desk: Waker,
+    /// See [`Handle::expect_nobody`].
+    pub(crate) expects_nobody: Arc<AtomicBool>,
 }
 
 impl Handle {
@@ -58,9 +62,16 @@ impl Handle {
     pub fn drain(&self) {
         self.stop.store(true, Ordering::Release);
         self.front.wake();
+        self.desk.wake();
         for port in self.ports.iter() {
             port.send(Message::Drain);
         }
+    }
+
+    /// A server that ends when it is unused need not wait for a first stream.
+    pub fn expect_nobody(&self) {
+        self.expects_nobody.store(true, Ordering::Release);
+        self.desk.wake();
     }
 
     /// The exports as they are now.
@@ -93,6 +104,7 @@ pub(crate) struct Common {
 pub struct Server {
     handle: Handle,
     front: JoinHandle<()>,
+    desk: Option<JoinHandle<()>>,
     workers: Vec<(String, JoinHandle<bool>)>,
     urls: Vec<String>,
     notes: Vec<String>,
@@ -143,6 +155,7 @@ impl Server {
             notes.extend(worker.note().map(|note| format!("export {name}: {note}")));
             ports.push(Port {
                 name,
+                file: worker.file(),
                 inbox,
                 waker,
                 places: Places::default(),
@@ -157,12 +170,17 @@ impl Server {
             ports: Arc::clone(&ports),
             stop: Arc::new(AtomicBool::new(false)),
             front: Waker::new()?,
+            desk: Waker::new()?,
+            expects_nobody: Arc::default(),
         };
+        let (inbox, handed) = mpsc::channel();
+        let desk = open_desk(&config, &ports, inbox, &handle, &mut notes)?;
         let mut front = Front::new(
             listeners,
             Arc::clone(&ports),
             common.directory,
             config.insecure,
+            handed,
             handle.front.clone(),
             Arc::clone(&handle.stop),
         )?;
@@ -178,9 +196,11 @@ impl Server {
             })
             .collect::<io::Result<_>>()?;
         let front = guard::spawn("front", move || front.run())?;
+        let desk = desk.map(|desk| guard::spawn("handover", move || desk.run()));
         Ok(Self {
             handle,
             front,
+            desk: desk.transpose()?,
             workers,
             urls,
             notes,
@@ -216,9 +236,49 @@ impl Server {
                     .push((name, "its thread panicked".to_owned())),
             }
         }
-        // Its thread ends by the flag.
+        // These end by the flag.
         let _ = self.front.join();
+        if let Some(desk) = self.desk {
+            let _ = desk.join();
+        }
         summary
+    }
+}
+
+/// Opens the desk for streams that are handed over. A server that has other ways in can do without, and says so in `notes`.
+fn open_desk(
+    config: &Config,
+    ports: &Arc<[Port]>,
+    inbox: mpsc::Sender<Handed>,
+    handle: &Handle,
+    notes: &mut Vec<String>,
+) -> Result<Option<Desk>, StartError> {
+    let Some(hand_over) = config.hand_over.clone() else {
+        return Ok(None);
+    };
+    let (dir, needed) = (
+        hand_over.directory.display().to_string(),
+        hand_over.ends_unused,
+    );
+    let front = Entrance {
+        inbox,
+        waker: handle.front.clone(),
+    };
+    match Desk::open(
+        hand_over,
+        &config.state_dir,
+        Arc::clone(ports),
+        front,
+        handle.clone(),
+    ) {
+        Ok(desk) => Ok(Some(desk)),
+        Err(source) if needed => Err(StartError::HandOver { dir, source }),
+        Err(error) => {
+            notes.push(format!(
+                "`dst serve --stdio` can't use this server: {dir}: {error}"
+            ));
+            Ok(None)
+        }
     }
 }
 

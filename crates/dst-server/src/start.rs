@@ -12,14 +12,15 @@ use dst_engine::server::{Entry, Export, ExportConfig as Rules, Record};
 use dst_ids::{from_hex, hex, random};
 use dst_net::{Interest, Poller, Waker};
 use dst_proto::{HEADER_LEN, MAX_DIGEST_AREA};
-use dst_store::{OpenOptions, Source};
+use dst_store::{FileKey, OpenOptions, Source};
 
+use crate::changes::Changes;
 use crate::config::{ExportConfig, StartError};
 use crate::drain::Drain;
 use crate::port::{Listing, Message};
 use crate::record::{RecordFile, Saved, SavedLease};
 use crate::server::Common;
-use crate::worker::{nanoseconds, Worker, BACKEND, REFRESH, WAKER};
+use crate::worker::{nanoseconds, Worker, BACKEND, CHANGES, REFRESH, WAKER};
 
 /// Sessions of one export at once, those that end included. Memory is bounded apart; each takes a little of every turn.
 const SESSIONS: usize = 256;
@@ -93,6 +94,14 @@ impl Worker {
         let poller = Poller::new()?;
         poller.add(waker.fd(), WAKER, Interest::READ)?;
         poller.add(backend.wake_fd(), BACKEND, Interest::READ)?;
+        let changes = match &export.spec.source {
+            // Without a watch a change is noticed a little later.
+            Source::Path(path) | Source::Lossy(path, _) => Changes::of(path).ok(),
+            Source::Memory(_) | Source::Null(_) => None,
+        };
+        if let Some(changes) = &changes {
+            poller.add(changes.fd(), CHANGES, Interest::READ)?;
+        }
         let rules = Rules {
             id: identity.export_id,
             incarnation,
@@ -137,6 +146,7 @@ impl Worker {
             waker,
             started: Instant::now(),
             next_refresh: REFRESH,
+            changes,
         };
         worker.publish();
         Ok((worker, listing))
@@ -145,6 +155,11 @@ impl Worker {
     /// The id that stays with the export's content.
     pub fn export_id(&self) -> [u8; 16] {
         self.rules.state().id
+    }
+
+    /// The file or device that the export is on.
+    pub fn file(&self) -> Option<FileKey> {
+        self.backend.file()
     }
 
     /// What people should know about the export, if anything.

@@ -17,6 +17,7 @@ use dst_store::{Backend, Completion};
 
 use crate::asking::Asking;
 use crate::budget::Budget;
+use crate::changes::Changes;
 use crate::config::Config;
 use crate::conn::Conn;
 use crate::drain::Drain;
@@ -25,7 +26,7 @@ use crate::member::Member;
 use crate::port::{Directory, Listing, Message};
 use crate::record::{RecordFile, Saved};
 
-/// How often the size of the backend is looked at.
+/// How often the size of the backend is looked at while there are sessions, unless something says that it has changed.
 pub(crate) const REFRESH: u64 = 2_000_000_000;
 /// Last words must have left within this time.
 pub(crate) const LEAVING: u64 = 5_000_000_000;
@@ -36,6 +37,7 @@ const MESSAGES: usize = 16;
 // of its own; those of streams that ask are session numbers with another.
 pub(crate) const WAKER: u64 = u64::MAX;
 pub(crate) const BACKEND: u64 = u64::MAX - 1;
+pub(crate) const CHANGES: u64 = u64::MAX - 2;
 pub(crate) const WRITE_SIDE: u64 = 1 << 32;
 pub(crate) const ASKING: u64 = 1 << 33;
 
@@ -77,6 +79,8 @@ pub(crate) struct Worker {
     pub waker: Waker,
     pub started: Instant,
     pub next_refresh: u64,
+    /// Says that it is time for a refresh.
+    pub changes: Option<Changes>,
 }
 
 impl Worker {
@@ -116,6 +120,12 @@ impl Worker {
             }
             // What has completed is taken in every turn.
             BACKEND => {}
+            CHANGES => {
+                if let Some(changes) = &self.changes {
+                    changes.clear();
+                }
+                self.next_refresh = 0;
+            }
             asking if asking & ASKING != 0 => self.handle_asking(asking & !ASKING),
             // Room to write is used in every turn. A peer that will never read an answer is gone.
             conn if conn & WRITE_SIDE != 0 && event.hangup => self.drop_connection(conn as u32),

@@ -20,6 +20,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use crate::key::FileKey;
 use crate::request::{Completion, Op, Request, StoreError};
 
 /// What a backend is able to do and what it guarantees; never more than the system under it guarantees.
@@ -95,6 +96,11 @@ pub trait Backend: Send {
 
     /// Which export it is. `continuity` changes with [`new_incarnation`](Backend::new_incarnation).
     fn identity(&self) -> Identity;
+
+    /// The open file or device that all of it is on, where there is one.
+    fn file(&self) -> Option<FileKey> {
+        None
+    }
 
     /// Queues a request. Never blocks.
     fn submit(&mut self, request: Request);

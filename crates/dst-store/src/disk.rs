@@ -30,6 +30,7 @@ use dst_buf::Shared;
 
 use crate::backend::{Backend, Identity, Info};
 use crate::engine::{self, Engine, Finished};
+use crate::key::FileKey;
 use crate::open::{EngineChoice, OpenError};
 use crate::request::{Completion, Request};
 use crate::sync::{SyncAnswer, SyncTracker};
@@ -49,6 +50,7 @@ use task::Task;
 /// An export kept in a regular file or on a block device. See the [module](self).
 pub struct DiskBackend {
     info: Info,
+    key: Option<FileKey>,
     target: Box<dyn Target>,
     abilities: Abilities,
     engine: Box<dyn Engine>,
@@ -85,11 +87,13 @@ impl DiskBackend {
             forget_cached(&file);
             target.sync_succeeded();
         }
+        let key = FileKey::of(&*file).map_err(OpenError::io("look at an open file"))?;
         let engine = engine::start(choice, file)?;
         info.description = format!("{}, {}", info.description, engine.name());
         Ok(DiskBackend {
             end: info.size,
             info,
+            key,
             target,
             abilities,
             engine,
@@ -117,6 +121,10 @@ impl Backend for DiskBackend {
 
     fn identity(&self) -> Identity {
         self.target.identity()
+    }
+
+    fn file(&self) -> Option<FileKey> {
+        self.key
     }
 
     fn submit(&mut self, request: Request) {

@@ -80,6 +80,14 @@ impl Holder {
     }
 }
 
+/// The live process that has the lock on the file open as `file`, as far as the kernel says.
+pub(crate) fn live_holder(file: BorrowedFd<'_>) -> Option<u32> {
+    match holder(file) {
+        Holder::Live(pid) if pid > 0 => Some(pid),
+        _ => None,
+    }
+}
+
 fn holder(file: BorrowedFd<'_>) -> Holder {
     let (Ok(stat), Ok(locks)) = (fstat(file), fs::read_to_string("/proc/locks")) else {
         return Holder::Unknown;

@@ -3,20 +3,20 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
-use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use dst_net::Endpoint;
 use rustix::process::{Pid, Signal};
 
+use crate::agent;
+use crate::agent::plan::Plan;
 use crate::agent::ready::{Event, Ready};
-use crate::agent::{self, device_name};
 use crate::cli::Attach;
 use crate::exit::{Code, Failure, Outcome};
 use crate::leftovers;
 use crate::progress::Progress;
+use crate::recover;
 use crate::render;
 use crate::runtime_dir::{DeviceDir, Life};
 use crate::signals::Signals;
@@ -36,8 +36,11 @@ const LONGEST_LINE: usize = 64 * 1024;
 /// # Errors
 /// There is no device, and why.
 pub fn run(options: &Attach, json: bool) -> Outcome {
-    let name = device_name(options)?;
-    check_taken(options, &name)?;
+    let options = &recover::choose(options)?;
+    let plan = Plan::of(options)?;
+    if !plan.recovers {
+        check_taken(&plan)?;
+    }
     if options.foreground {
         return agent::run_in_foreground(options, move |event| {
             // Nobody to tell if it can't be shown.
@@ -53,7 +56,11 @@ pub fn run(options: &Attach, json: bool) -> Outcome {
     }
     let signals = Signals::install().map_err(Failure::io("can't take signals"))?;
     let progress = Progress::new(json);
-    progress.doing(format!("connecting to {}", options.url));
+    let name = plan.name;
+    progress.doing(match plan.recovers {
+        true => format!("taking over {name}"),
+        false => format!("connecting to {}", plan.url),
+    });
     let mut agent = Starting::spawn(options, &name)?;
     let verdict = agent.wait(&signals);
     drop(progress);
@@ -69,25 +76,17 @@ pub fn run(options: &Attach, json: bool) -> Outcome {
 }
 
 /// Refuses what is attached already. The agent's lock decides between two at the same time; this makes the better message.
-fn check_taken(options: &Attach, name: &str) -> Outcome {
-    let url = options.url.to_string();
+fn check_taken(plan: &Plan) -> Outcome {
+    let name = plan.name.as_str();
+    let url = plan.url.to_string();
     for (dir, life) in DeviceDir::all() {
-        let dead = dir.info().filter(|_| life == Life::Dead);
-        let left = dead.filter(|info| same_export(&info.url, options) && dir.name() != name);
-        // Another holder of the lease would put an end to what can still be made safe.
-        if let Some(info) = left.filter(|_| !options.read_only && leftovers::unsettled(&dir)) {
-            return Err(Failure::new(
-                Code::AlreadyAttached,
-                format!(
-                    "the agent of {} had died, and writes to {} that it had acknowledged are not safe yet",
-                    dir.name(),
-                    info.url
-                ),
-            )
-            .hint(format!(
-                "detach it first: dst detach {} (with --force if they are to be given up)",
-                dir.name()
-            )));
+        let left = dir.info().filter(|info| {
+            let other = life == Life::Dead && dir.name() != name;
+            other && !plan.read_only && same_export(&info.url, plan)
+        });
+        // Another holder of the lease would put an end to what can still be gone on with or made safe.
+        if let Some(info) = left {
+            check_left(&dir, &info.url)?;
         }
         let Some(info) = dir.info().filter(|_| life == Life::Alive) else {
             continue;
@@ -97,7 +96,7 @@ fn check_taken(options: &Attach, name: &str) -> Outcome {
             |node| node.display().to_string(),
         );
         let same_name = dir.name() == name;
-        let both_read = options.read_only && info.read_only;
+        let both_read = plan.read_only && info.read_only;
         if info.url == url && (same_name || !both_read) {
             return Err(Failure::new(
                 Code::AlreadyAttached,
@@ -116,12 +115,36 @@ fn check_taken(options: &Attach, name: &str) -> Outcome {
     Ok(())
 }
 
+/// Refuses to pass by what the dead agent of another device of the same export has left.
+fn check_left(dir: &DeviceDir, url: &str) -> Outcome {
+    let name = dir.name();
+    if dst_blockdev::recoverable(name) {
+        return Err(Failure::new(
+            Code::AlreadyAttached,
+            format!("{url} is attached already as {name}, which waits since its agent died"),
+        )
+        .hint(format!("go on with it: dst attach --recover {name}")));
+    }
+    if leftovers::unsettled(dir) {
+        return Err(Failure::new(
+            Code::AlreadyAttached,
+            format!(
+                "the agent of {name} had died, and writes to {url} that it had acknowledged are not safe yet"
+            ),
+        )
+        .hint(format!(
+            "detach it first: dst detach {name} (with --force if they are to be given up)"
+        )));
+    }
+    Ok(())
+}
+
 /// Whether `url` may be of the export that is to be attached: one server goes by many names, so only the export's is compared.
-fn same_export(url: &str, options: &Attach) -> bool {
-    url == options.url.to_string()
+fn same_export(url: &str, plan: &Plan) -> bool {
+    url == plan.url.to_string()
         || url
             .parse::<Endpoint>()
-            .is_ok_and(|other| other.export() == options.url.export())
+            .is_ok_and(|other| other.export() == plan.url.export())
 }
 
 fn show(ready: &Ready, json: bool) -> Outcome {
@@ -150,26 +173,13 @@ struct Starting {
 
 impl Starting {
     fn spawn(options: &Attach, name: &str) -> Outcome<Self> {
-        let program = std::env::current_exe()
-            .ok()
-            .filter(|path| path.exists())
-            .unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
-        let mut command = Command::new(&program);
-        for variable in ["DST_RUNTIME_DIR", "DST_STATE_DIR"] {
-            // The agent is not where we are.
-            let value = std::env::var_os(variable).filter(|value| !value.is_empty());
-            if let Some(path) = value.and_then(|value| std::path::absolute(value).ok()) {
-                command.env(variable, path);
-            }
-        }
-        let mut child = command
-            .arg0("dst")
+        let mut child = crate::again::command()
             .args(agent_arguments(options, name))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(Failure::io(format!("can't start {}", program.display())))?;
+            .map_err(Failure::io("can't start the agent"))?;
         let pipe = child
             .stdout
             .take()
@@ -246,8 +256,9 @@ impl Starting {
 /// Takes away what an agent left that died before its device was there.
 fn remove_leftovers(name: &str) {
     let dir = DeviceDir::own(name);
-    // What had been acknowledged before stays for the next attach or detach.
-    if dir.life() == Life::Dead && !leftovers::unsettled(&dir) {
+    // What had been acknowledged before stays for the next attach or detach, and so does a device that waits.
+    let kept = leftovers::unsettled(&dir) || dst_blockdev::recoverable(name);
+    if dir.life() == Life::Dead && !kept {
         if let Ok(Some(lock)) = dir.lock() {
             // What can't be removed now the next attach of the name tries again.
             if dir.clean_up_after_death(&lock).is_ok() {
@@ -279,12 +290,21 @@ fn agent_arguments(options: &Attach, name: &str) -> Vec<String> {
     };
     let mut arguments = vec![
         "agent".to_owned(),
-        format!("--name={name}"),
-        format!("--front-end={}", options.front_end),
-        format!("--deadline={}", limit(options.deadline)),
         format!("--connect-timeout={}", limit(options.connect_timeout)),
-        format!("--connections={}", options.connections),
     ];
+    match options.recover {
+        Some(_) => arguments.push(format!("--recover={name}")),
+        None => arguments.extend([
+            format!("--name={name}"),
+            format!("--front-end={}", options.front_end),
+        ]),
+    }
+    if let Some(deadline) = options.deadline {
+        arguments.push(format!("--deadline={}", limit(deadline)));
+    }
+    if let Some(connections) = options.connections {
+        arguments.push(format!("--connections={connections}"));
+    }
     if let Some(Bytes(retain)) = options.retain {
         let retain = retain.map_or_else(|| "off".to_owned(), |bytes| bytes.to_string());
         arguments.push(format!("--retain={retain}"));
@@ -297,7 +317,7 @@ fn agent_arguments(options: &Attach, name: &str) -> Vec<String> {
             arguments.push(flag.to_owned());
         }
     }
-    arguments.push(options.url.to_string());
+    arguments.extend(options.url.as_ref().map(ToString::to_string));
     arguments
 }
 
@@ -315,6 +335,7 @@ mod tests {
             "dst attach dst://s/x --name y --front-end fuse --deadline 5s --connect-timeout none \
              --connections 3 --retain 1M --read-only --insecure",
             "dst attach dst+exec:///x?command=ssh%20a --retain off --connect-timeout 1m",
+            "dst attach --recover y --deadline none --connections 8 --connect-timeout 1m",
         ] {
             let parse = |words: Vec<String>| match Cli::try_parse_from(words).unwrap().command {
                 Command::Attach(attach) | Command::Agent(attach) => attach,
@@ -323,7 +344,7 @@ mod tests {
             let mut attach = parse(line.split_whitespace().map(str::to_owned).collect());
             let mut words = vec!["dst".to_owned()];
             words.extend(agent_arguments(&attach, "y"));
-            attach.name = Some("y".into());
+            attach.name = attach.recover.is_none().then(|| "y".into());
             assert_eq!(
                 format!("{:?}", parse(words)),
                 format!("{attach:?}"),

@@ -7,10 +7,11 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dst_blockdev::Choice;
 use dst_net::Endpoint;
-use dst_store::{parse_size, Spec};
+use dst_store::{parse_new_size, parse_size, NewSize, Spec};
 
 use crate::values::{
-    parse_block, parse_bytes_or_off, parse_limit, parse_positive_duration, Bytes, Limit,
+    parse_block, parse_bytes_or_off, parse_limit, parse_positive_duration, parse_watch, Bytes,
+    Limit, Watch,
 };
 
 /// A disk on one machine, a block device on another.
@@ -75,13 +76,25 @@ pub enum Command {
     List(List),
     /// Show the devices attached here
     Status(Status),
+    /// Give the file of an export another size, or a device the size of its export
+    Resize(Resize),
     /// Measure an export: operations per second, throughput, latency, CPU
     Bench(Bench),
     /// Show everything on this machine: serve, attach, kill the server, verify
     Demo(Demo),
+    /// Write the completions of a shell to standard output
+    Completions(Completions),
+    /// Show a manual page, or write all of them to files
+    Man(Man),
+    /// What the udev rule wants to know of a block device
+    #[command(hide = true, name = "udev-info")]
+    UdevInfo(UdevInfo),
     /// Serves one device in the background; started by attach
     #[command(hide = true)]
     Agent(Attach),
+    /// Serves what `serve --stdio` hands over, in the background; started by it
+    #[command(hide = true)]
+    StdioServer(Serve),
 }
 
 /// `dst serve`
@@ -120,7 +133,8 @@ pub struct Serve {
     /// Allow plaintext over a network: everybody there can read and write
     #[arg(long)]
     pub insecure: bool,
-    /// Speak on standard input and output, and end with them
+    /// Serve on standard input and output: through the server of the file, or one started in the background, which stays as
+    /// long as a client may come back
     #[arg(long)]
     pub stdio: bool,
     /// Memory for all clients together, memory:SIZE apart; at least 64M [default: a quarter of the machine's]
@@ -133,7 +147,7 @@ pub struct Serve {
     #[arg(long, value_name = "TIME", value_parser = parse_positive_duration, hide = true)]
     pub session_time: Option<Duration>,
     /// What to serve: a file, a block device, memory:SIZE or null:SIZE
-    #[arg(required = true, value_name = "[NAME=]PATH")]
+    #[arg(required = true, value_name = "[NAME=]PATH", value_hint = clap::ValueHint::FilePath)]
     pub exports: Vec<Spec>,
 }
 
@@ -147,12 +161,21 @@ Examples:
   dst attach dst://storage/disk                   /dev/dst/disk
   dst attach dst://storage/disk --name root       /dev/dst/root
   dst attach dst://storage/disk --deadline 30s    I/O errors after 30 s without the server
+  dst attach --recover disk                       go on with a device (ublk, nbd) whose agent died, or was updated
   dst attach 'dst+unix:///run/disk.sock?export=disk'
   dst attach 'dst+exec:///disk?command=ssh%20storage%20dst%20serve%20--stdio%20disk.img'")]
 pub struct Attach {
     /// The export to attach
-    #[arg(value_name = "URL")]
-    pub url: Endpoint,
+    #[arg(value_name = "URL", required_unless_present = "recover")]
+    pub url: Option<Endpoint>,
+    /// Go on with a device that waits since its agent died: same node, no I/O error. If its agent lives, it is replaced by
+    /// this version of dst. Options are as they were unless given
+    #[arg(
+        long,
+        value_name = "NAME|NODE",
+        conflicts_with_all = ["url", "front_end", "name", "read_only", "retain"]
+    )]
+    pub recover: Option<String>,
     /// How the device reaches this system: auto takes the first that works of fuse, ublk and nbd; fuse is a loop device
     /// over FUSE as root and a plain file otherwise; ublk, the fastest, is a block device by the kernel's ublk driver, for
     /// root; nbd is a block device by the kernel's nbd driver, for root
@@ -161,12 +184,12 @@ pub struct Attach {
     /// Name of the device; the export's unless given
     #[arg(long)]
     pub name: Option<String>,
-    /// Fail a request that the server has not answered in this time; later ones work again once it is back
-    #[arg(long, value_name = "TIME|none", value_parser = parse_limit, default_value = "none")]
-    pub deadline: Limit,
-    /// Connections to the server, 1 to 8
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=8), default_value_t = 1)]
-    pub connections: u16,
+    /// Fail a request that the server has not answered in this time; later ones work again once it is back [default: none]
+    #[arg(long, value_name = "TIME|none", value_parser = parse_limit)]
+    pub deadline: Option<Limit>,
+    /// Connections to the server, 1 to 8 [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=8))]
+    pub connections: Option<u16>,
     /// Refuse writes; then other clients may write
     #[arg(long)]
     pub read_only: bool,
@@ -223,11 +246,44 @@ pub struct List {
 Examples:
   dst status
   dst status disk
-  dst status --json | jq '.devices[].state'")]
+  dst status --watch                              again and again, until Ctrl-C
+  dst status disk --watch 500ms                   until the device is gone, then exit code 13
+  dst status --json | jq '.devices[].state'
+  dst status --json --watch 10                    one object per line, with the time")]
 pub struct Status {
     /// Only this device, by name or node, in detail
     #[arg(value_name = "NAME|NODE")]
     pub device: Option<String>,
+    /// Show it again and again, every 2 s unless another time is given
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "2s", value_parser = parse_watch)]
+    pub watch: Option<Watch>,
+}
+
+/// `dst resize`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+With SIZE, where the file is: grows it, also while it is served. The server notices at once, and so
+do the devices; the file system on a device is then grown with resize2fs, xfs_growfs or its like.
+A volume or disk is grown with its own tools (lvextend, ...); a server notices that within 2 s.
+
+Without SIZE, where the device is: waits until the device shows the size of its export. As a rule
+that has happened by itself; this tries again where it could not, and says why.
+
+Examples:
+  dst resize disk.img 20G
+  dst resize disk.img +5G
+  dst resize --shrink disk.img 5G        only while nothing serves it; what lies beyond is lost
+  dst resize disk                        a device attached here")]
+pub struct Resize {
+    /// With SIZE the file of an export, else a device, by name or node
+    #[arg(value_name = "PATH|DEVICE")]
+    pub target: PathBuf,
+    /// The size it is to have (20G), or what is to be added (+5G)
+    #[arg(value_parser = parse_new_size)]
+    pub size: Option<NewSize>,
+    /// Allow making the file smaller; what lies beyond the new end is lost
+    #[arg(long, requires = "size")]
+    pub shrink: bool,
 }
 
 /// `dst bench`
@@ -310,6 +366,41 @@ pub struct Demo {
     /// Where to put the image, in a directory made for it
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
+}
+
+/// `dst completions`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dst completions bash > /usr/share/bash-completion/completions/dst
+  dst completions zsh > /usr/local/share/zsh/site-functions/_dst
+  dst completions fish > ~/.config/fish/completions/dst.fish")]
+pub struct Completions {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// `dst man`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dst man | man -l -
+  dst man attach | man -l -
+  dst man --dir /usr/local/share/man/man1        dst.1, dst-attach.1, ...")]
+pub struct Man {
+    /// The page of this command; that of dst itself unless given
+    #[arg(value_name = "COMMAND", conflicts_with = "dir")]
+    pub command: Option<String>,
+    /// Write every page to a file in this directory
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+/// `dst udev-info`
+#[derive(Debug, Args)]
+pub struct UdevInfo {
+    /// The node of a disk
+    pub node: PathBuf,
 }
 
 fn front_end() -> impl TypedValueParser<Value = Choice> {
@@ -397,16 +488,16 @@ mod tests {
         let Ok(Command::Attach(attach)) = parse("dst attach dst://storage/disk") else {
             panic!("not parsed");
         };
-        assert_eq!(attach.deadline, Limit(None));
+        assert_eq!((attach.deadline, attach.connections), (None, None));
         assert_eq!(attach.retain, None);
         assert_eq!(attach.front_end, Choice::Auto);
         let line = "dst attach dst://[::1]:7/x --deadline 5s --retain off --connections 8 --name y";
         let Ok(Command::Attach(attach)) = parse(line) else {
             panic!("not parsed");
         };
-        assert_eq!(attach.deadline, Limit(Some(Duration::from_secs(5))));
+        assert_eq!(attach.deadline, Some(Limit(Some(Duration::from_secs(5)))));
         assert_eq!(attach.retain, Some(Bytes(None)));
-        assert_eq!(attach.connections, 8);
+        assert_eq!(attach.connections, Some(8));
     }
 
     #[test]
@@ -424,6 +515,35 @@ mod tests {
                 "{line}"
             );
         }
+    }
+
+    #[test]
+    fn a_recovery_takes_a_name_and_what_may_be_another_now() {
+        let line = "dst attach --recover disk --deadline none --connections 2 --connect-timeout 1s";
+        let Ok(Command::Attach(attach)) = parse(line) else {
+            panic!("not parsed");
+        };
+        assert_eq!(
+            (attach.recover.as_deref(), attach.url),
+            (Some("disk"), None)
+        );
+        for other in [
+            "dst://s/d",
+            "--name x",
+            "--read-only",
+            "--retain 1M",
+            "--front-end ublk",
+        ] {
+            assert_eq!(
+                parse(&format!("dst attach --recover disk {other}")).unwrap_err(),
+                ErrorKind::ArgumentConflict,
+                "{other}"
+            );
+        }
+        assert_eq!(
+            parse("dst attach").unwrap_err(),
+            ErrorKind::MissingRequiredArgument
+        );
     }
 
     #[test]

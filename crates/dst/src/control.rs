@@ -24,6 +24,10 @@ const MAX_REPLY: u64 = 1 << 20;
 pub enum Request {
     /// How the device is.
     Status,
+    /// Show the size of the export, if that could not be done before. Answered when it is done.
+    Resize,
+    /// End at once, and leave the device and all that a successor needs.
+    HandOver,
     /// Remove the device and end.
     Detach {
         /// At once, whatever is lost.
@@ -38,6 +42,13 @@ pub enum Request {
 pub enum Reply {
     /// How the device is.
     Status(Box<DeviceReport>),
+    /// The device shows the size of its export, in bytes.
+    Resized {
+        /// Bytes.
+        size: u64,
+    },
+    /// The device waits for a successor. The agent ends as soon as this is sent.
+    HandedOver,
     /// The device is gone. The agent ends as soon as this is sent.
     Detached {
         /// What of it went wrong, data that was lost above all.
@@ -72,14 +83,18 @@ pub struct DeviceReport {
     pub kind: String,
     /// What is not quite as it should be.
     pub notes: Vec<String>,
-    /// Bytes.
+    /// Of the export, in bytes.
     pub size: u64,
+    /// What the device shows of it, in bytes; 0: not known.
+    pub device_size: u64,
     /// Bytes.
     pub logical_block: u32,
     /// Bytes.
     pub physical_block: u32,
     /// Writes are refused.
     pub read_only: bool,
+    /// What else was negotiated.
+    pub limits: Limits,
     /// The agent's process.
     pub pid: u32,
     /// Seconds since it was attached.
@@ -102,6 +117,8 @@ pub struct DeviceReport {
     pub retained_bytes: u64,
     /// The same in writes.
     pub retained_writes: u64,
+    /// The agent is dead and has left writes in its record that nobody has made safe; how many is not known then.
+    pub unsettled: bool,
     /// Requests sent one at a time since connections broke under them.
     pub suspects: u64,
     /// Connections lost.
@@ -122,6 +139,26 @@ pub struct DeviceReport {
     pub totals: Totals,
     /// In the last second or two.
     pub rates: Rates,
+}
+
+/// What server and client have agreed on, apart from sizes of the device and its blocks; what the device shows should be equal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Bytes of the largest request.
+    pub max_transfer: u32,
+    /// Seeks cost time.
+    pub rotational: bool,
+    /// Discard is there.
+    pub discard: bool,
+    /// Unit in bytes in which a discard takes effect; 0 if unknown.
+    pub discard_granularity: u32,
+    /// Write zeroes is there.
+    pub write_zeroes: bool,
+    /// Completed writes may be lost by a power loss until a flush.
+    pub write_cache: bool,
+    /// Writes with FUA are there.
+    pub fua: bool,
 }
 
 /// Counts since a device was attached.
@@ -265,6 +302,7 @@ mod tests {
     fn requests_and_replies_survive_the_way_through_json() {
         for (request, text) in [
             (Request::Status, r#"{"cmd":"status"}"#),
+            (Request::HandOver, r#"{"cmd":"hand-over"}"#),
             (
                 Request::Detach { force: true },
                 r#"{"cmd":"detach","force":true}"#,

@@ -39,7 +39,7 @@ const BUSY: Duration = Duration::from_millis(800);
 const DYING: Duration = Duration::from_millis(300);
 
 /// How long an agent may take to die that is killed.
-const KILLED: Duration = Duration::from_millis(800);
+const KILLED: Duration = Duration::from_millis(1500);
 
 /// Runs it.
 ///
@@ -165,7 +165,9 @@ fn detach(device: &str, force: bool, signals: &Signals) -> Outcome<Gone> {
             Ok(Gone { text, lost })
         }
         Ok(Reply::Refused(failure)) => Err(failure),
-        Ok(Reply::Status(_)) => Err(not_responding(name, &io::ErrorKind::InvalidData.into())),
+        Ok(Reply::Status(_) | Reply::Resized { .. } | Reply::HandedOver) => {
+            Err(not_responding(name, &io::ErrorKind::InvalidData.into()))
+        }
         Err(Waited::Interrupted) => Err(Failure::interrupted()),
         Err(Waited::Failed(error)) => {
             let ended = process
@@ -337,7 +339,7 @@ fn agent_of(dir: &DeviceDir) -> Outcome<Option<OwnedFd>> {
 }
 
 /// Whether the process has ended in time.
-fn wait_for_end(process: &OwnedFd, time: Duration) -> bool {
+pub fn wait_for_end(process: &OwnedFd, time: Duration) -> bool {
     let mut fds = [rustix::event::PollFd::new(
         process,
         rustix::event::PollFlags::IN,
@@ -349,7 +351,7 @@ fn wait_for_end(process: &OwnedFd, time: Duration) -> bool {
     matches!(rustix::event::poll(&mut fds, Some(&time)), Ok(1))
 }
 
-/// Removes what a dead agent has left; unless `force`d, after what it had acknowledged is safe. Whoever waits for its device
+/// Removes what a dead agent has left, a device that waits for recovery too unless it is in use; unless `force`d, after what it had acknowledged is safe. Whoever waits for its device
 /// does not wait for that.
 fn clean_up(dir: &DeviceDir, force: bool, signals: &Signals) -> Outcome<Gone> {
     let name = dir.name();
@@ -357,11 +359,28 @@ fn clean_up(dir: &DeviceDir, force: bool, signals: &Signals) -> Outcome<Gone> {
         .lock()
         .map_err(Failure::io(format!("can't lock the directory of {name}")))?
         .ok_or_else(|| not_responding(name, &io::ErrorKind::ResourceBusy.into()))?;
-    let mut removed = dir.clean_up_front_end(&lock)?;
+    let waits = dst_blockdev::recoverable(name);
+    if waits && !force {
+        if let Some(who) = dst_blockdev::user_of_recoverable(name)? {
+            return Err(Failure::new(
+                Code::InUse,
+                format!("{name} is {who}; its agent is dead, and it waits for recovery"),
+            )
+            .hint(format!(
+                "`dst attach --recover {name}` goes on with it; `dst detach --force {name}` fails all of its I/O"
+            )));
+        }
+    }
+    // A device that waits can be recovered until everything is safe; one that is broken is better gone.
+    let mut removed = match waits && !force {
+        true => Vec::new(),
+        false => dir.clean_up_front_end(&lock)?,
+    };
     let fate = if force {
         Fate::Lost("writes that were not flushed may be lost".to_owned())
     } else {
-        leftovers::settle(dir, &lock, signals)?
+        leftovers::settle(dir, &lock, signals)
+            .map_err(|failure| after_removing(failure, &removed))?
     };
     removed.extend(dir.clean_up_after_death(&lock)?);
     dir.remove(lock);
@@ -376,6 +395,21 @@ fn clean_up(dir: &DeviceDir, force: bool, signals: &Signals) -> Outcome<Gone> {
     }
     let lost = matches!(fate, Fate::Lost(_));
     Ok(Gone { text, lost })
+}
+
+/// The failure, and what is gone all the same.
+fn after_removing(failure: Failure, removed: &[String]) -> Failure {
+    if removed.is_empty() {
+        return failure;
+    }
+    Failure {
+        message: format!(
+            "{}\nremoved all the same: {}",
+            failure.message,
+            removed.join(", ")
+        ),
+        ..failure
+    }
 }
 
 fn not_permitted(name: &str) -> Failure {

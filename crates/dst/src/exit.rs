@@ -3,6 +3,7 @@
 
 use std::fmt::{self, Write as _};
 use std::io;
+use std::time::Duration;
 
 use dst_client::OpenError;
 use dst_net::Endpoint;
@@ -171,13 +172,10 @@ impl Failure {
         match error {
             OpenError::NoExportNamed => with(Code::Usage),
             OpenError::NoExport(_) => with(Code::NoExport),
-            OpenError::Busy { wait, .. } => with(Code::Busy).hint(match wait {
-                Some(wait) => format!(
-                    "try again in {} s, detach it there, or attach it here with --read-only",
-                    wait.as_secs().max(1)
-                ),
-                None => "detach it there, or attach it here with --read-only".to_owned(),
-            }),
+            OpenError::Busy {
+                wait,
+                message: holder,
+            } => with(Code::Busy).hint(busy_hint(wait, &holder, &crate::host_name())),
             OpenError::NotAdmitted(_) => with(Code::NotAdmitted),
             OpenError::Insecure(_) => with(Code::Insecure).hint(
                 "or go through ssh: \
@@ -206,6 +204,24 @@ impl Failure {
     pub fn interrupted() -> Self {
         Self::new(Code::Interrupted, "interrupted")
     }
+}
+
+/// What to do where another client writes. `holder` are the server's words, which begin with the name of that client's
+/// machine, and `own` is the name of this one.
+fn busy_hint(wait: Option<Duration>, holder: &str, own: &str) -> String {
+    let again = wait.map_or_else(String::new, |wait| {
+        format!("try again in {} s, ", wait.as_secs().max(1))
+    });
+    // Servers get no more of it.
+    let own: String = own.chars().take(16).collect();
+    let is_own = |rest: &str| rest.starts_with(" has it ") || rest.starts_with(" had it ");
+    if !own.is_empty() && holder.strip_prefix(&own).is_some_and(is_own) {
+        return format!(
+            "{own} is the name of this machine, too: it may be a device of another user here, one with another \
+             DST_RUNTIME_DIR, or one that was detached by force; {again}detach it, or attach it with --read-only"
+        );
+    }
+    format!("{again}detach it there, or attach it here with --read-only")
 }
 
 impl fmt::Display for Failure {
@@ -259,6 +275,24 @@ mod tests {
         let text = serde_json::to_string(&failure).unwrap();
         assert!(text.contains("\"in-use\""));
         assert_eq!(serde_json::from_str::<Failure>(&text).unwrap(), failure);
+    }
+
+    #[test]
+    fn a_holder_with_the_name_of_this_machine_is_told_so() {
+        let wait = Some(Duration::from_secs(7));
+        let there = busy_hint(wait, "desktop has it attached for writing", "desk");
+        assert!(
+            there.starts_with("try again in 7 s, detach it there"),
+            "{there}"
+        );
+        let here = busy_hint(wait, "desktop has it attached for writing", "desktop");
+        assert!(
+            here.contains("this machine") && here.contains("in 7 s"),
+            "{here}"
+        );
+        let long = "a-name-of-sixteen-and-more";
+        let here = busy_hint(None, "a-name-of-sixtee had it attached", long);
+        assert!(here.contains("this machine"), "{here}");
     }
 
     #[test]

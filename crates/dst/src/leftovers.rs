@@ -1,7 +1,7 @@
 //! What a dead agent has left in its record: made safe on the server before anything else is done with its device.
 //!
-//! The device node died with the agent, but not the session, nor the writes that had been acknowledged to programs and not
-//! been flushed. `dst detach` of such a device, and `dst attach` under its name, settle them first. Only `dst detach --force`
+//! The device node died with the agent, or waits for a successor (`recover.rs`), but not the session, nor the writes that had been acknowledged to programs and not
+//! been flushed. `dst detach` of such a device, and `dst attach` under its name where no device waits, settle them first. Only `dst detach --force`
 //! gives them up.
 //!
 //! A record goes only when it is settled, of no use to anybody, or when what it names is lost for good. Whatever may be
@@ -38,6 +38,12 @@ pub fn unsettled(dir: &DeviceDir) -> bool {
         Ok(Some(left)) => left.has_writes(),
         Err(_) => true,
     }
+}
+
+/// Writes that the agent retains or had retained, and their bytes; `None` where that can't be told.
+#[must_use]
+pub fn retained(dir: &DeviceDir) -> Option<(u64, u64)> {
+    Leftovers::find(dir.path()).ok()??.retained()
 }
 
 /// Settles what the dead agent of `dir` has left. Its record is of no use afterwards and may be removed. `_lock` is proof

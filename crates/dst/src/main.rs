@@ -2,6 +2,7 @@
 //!
 //! One file per subcommand; `cli.rs` says what they take, `exit.rs` how they fail.
 
+mod again;
 mod agent;
 mod attach;
 mod bench;
@@ -12,13 +13,18 @@ mod detach;
 mod exit;
 mod leftovers;
 mod list;
+mod manual;
 mod progress;
+mod recover;
 mod render;
+mod resize;
 mod runtime_dir;
 mod serve;
 mod signals;
 mod status;
+mod udev;
 mod values;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -34,9 +40,14 @@ fn main() -> ExitCode {
         Command::Detach(options) => detach::run(options, cli.json),
         Command::List(options) => list::run(options, cli.json),
         Command::Status(options) => status::run(options, cli.json),
+        Command::Resize(options) => resize::run(options, cli.json),
         Command::Bench(options) => bench::run(options, cli.json),
         Command::Demo(options) => demo::run(options, cli.json),
+        Command::Completions(options) => manual::completions(options),
+        Command::Man(options) => manual::run(options),
+        Command::UdevInfo(options) => udev::run(options),
         Command::Agent(options) => agent::run_in_background(options),
+        Command::StdioServer(options) => serve::run_in_background(options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

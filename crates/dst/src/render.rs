@@ -12,13 +12,20 @@ use crate::exit::{Failure, Outcome};
 /// # Errors
 /// It can't be written to, other than by its reader being gone.
 pub fn print(text: &str) -> Outcome {
+    print_while_read(text).map(drop)
+}
+
+/// As [`print()`]; says whether somebody still reads.
+///
+/// # Errors
+/// As [`print()`].
+pub fn print_while_read(text: &str) -> Outcome<bool> {
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::io("can't write to standard output")(error))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::io("can't write to standard output")(error)),
     }
 }
 

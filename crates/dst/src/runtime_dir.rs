@@ -11,7 +11,8 @@
 //! | `record` | what a successor needs to make safe what the agent had acknowledged ([`dst_client::record`]) |
 //!
 //! So a device is *alive* if `agent.lock` is held, *dead* if it is not and `agent.json` is there (the agent was killed,
-//! its leftovers wait for the next attach or detach of that name), and otherwise not there.
+//! its leftovers wait for the next attach or detach of that name, and its device perhaps for a successor), and otherwise not
+//! there.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -64,6 +65,27 @@ pub struct AgentInfo {
     /// What the node leads to, once there is one.
     #[serde(default)]
     pub device: Option<PathBuf>,
+    /// The export's id, hexadecimal, once there is a device.
+    #[serde(default)]
+    pub export_id: Option<String>,
+    /// What it runs with, for a successor.
+    #[serde(default)]
+    pub settings: Option<Settings>,
+}
+
+/// What an agent runs with and its successor will, besides what is in its record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The kind of front end.
+    pub front_end: String,
+    /// When requests fail that are not answered, in milliseconds.
+    pub deadline_ms: Option<u64>,
+    /// Connections.
+    pub connections: u16,
+    /// Most bytes of writes that it keeps; `None`: it keeps none.
+    pub retain: Option<u64>,
+    /// Plaintext is allowed beyond this machine.
+    pub insecure: bool,
 }
 
 /// The directory of one device. It need not exist.
@@ -411,6 +433,8 @@ mod tests {
             read_only: false,
             node: None,
             device: None,
+            export_id: None,
+            settings: None,
         }
     }
 

@@ -83,6 +83,22 @@ impl Signals {
         }
     }
 
+    /// Waits until one has come, or until then; true in the first case.
+    pub fn wait_until(&self, until: Instant) -> bool {
+        loop {
+            if self.count() > 0 {
+                return true;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let mut fds = [PollFd::new(&self.arrivals, PollFlags::IN)];
+            // A signal may interrupt it, and is counted then.
+            let _ = rustix::event::poll(&mut fds, Some(&timespec(left)));
+        }
+    }
+
     /// Waits until more than `known` have come.
     pub fn wait(&self, known: usize) {
         while self.count() <= known {

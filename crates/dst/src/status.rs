@@ -1,15 +1,17 @@
-//! `dst status`: the devices attached here.
+//! `dst status`: the devices attached here. How it goes on showing them is in `watch.rs`.
 
 use std::time::Duration;
 
 use dst_store::format_size;
-use serde_json::json;
+use serde_json::{json, Value};
 
 use crate::cli::Status;
 use crate::control::{Agent, DeviceReport};
-use crate::exit::Outcome;
+use crate::exit::{Code, Failure, Outcome};
 use crate::render::{self, Table};
 use crate::runtime_dir::{DeviceDir, Life};
+use crate::values::Watch;
+use crate::{leftovers, watch};
 
 /// How long an agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -19,21 +21,61 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// # Errors
 /// The one device asked for is not there.
 pub fn run(options: &Status, json: bool) -> Outcome {
-    let devices = match &options.device {
+    let device = options.device.as_deref();
+    match (&options.watch, device) {
+        (None, device) => {
+            let reports = reports(device)?;
+            match json {
+                true => render::json(&as_json(&reports)),
+                false => render::print(&as_text(&reports, device)),
+            }
+        }
+        (Some(Watch::Every(interval)), device) => watch::run(device, *interval, json),
+        (Some(Watch::Device(device)), None) => watch::run(Some(device), watch::INTERVAL, json),
+        (Some(Watch::Device(text)), Some(_)) => Err(Failure::new(
+            Code::Usage,
+            format!("{text:?} is no time to wait between two looks"),
+        )
+        .hint("write a whole number with ms, s, m or h, as in --watch 5s")),
+    }
+}
+
+/// How every device is, or only the one asked for.
+///
+/// # Errors
+/// That one is not there.
+pub fn reports(device: Option<&str>) -> Outcome<Vec<DeviceReport>> {
+    let devices = match device {
         Some(device) => vec![DeviceDir::find(device)?],
         None => DeviceDir::all(),
     };
-    let reports: Vec<DeviceReport> = devices
+    Ok(devices
         .iter()
         .map(|(dir, life)| report(dir, *life))
-        .collect();
-    if json {
-        return render::json(&json!({ "devices": reports }));
+        .collect())
+}
+
+/// For programs. What is not known is null.
+#[must_use]
+pub fn as_json(reports: &[DeviceReport]) -> Value {
+    let mut devices = json!(reports);
+    let each = devices.as_array_mut().into_iter().flatten();
+    for (device, report) in each.zip(reports) {
+        if report.unsettled {
+            device["retained_bytes"] = Value::Null;
+            device["retained_writes"] = Value::Null;
+        }
     }
-    match (&options.device, reports.as_slice()) {
-        (Some(_), [report]) => render::print(&detail(report)),
-        (_, []) => render::line("No devices are attached here."),
-        (_, reports) => render::print(&table(reports)),
+    json!({ "devices": devices })
+}
+
+/// For people: one device in detail, several as a table.
+#[must_use]
+pub fn as_text(reports: &[DeviceReport], device: Option<&str>) -> String {
+    match (device, reports) {
+        (Some(_), [report]) => detail(report),
+        (_, []) => "No devices are attached here.\n".to_owned(),
+        (_, reports) => table(reports),
     }
 }
 
@@ -58,6 +100,13 @@ fn report(dir: &DeviceDir, life: Life) -> DeviceReport {
                 dir.name()
             ),
         ),
+        _ if dst_blockdev::recoverable(dir.name()) => (
+            "waiting-for-recovery",
+            format!(
+                "agent dead, waiting for recovery: I/O waits until `dst attach --recover {}`",
+                dir.name()
+            ),
+        ),
         _ => (
             "dead",
             format!(
@@ -66,6 +115,8 @@ fn report(dir: &DeviceDir, life: Life) -> DeviceReport {
             ),
         ),
     };
+    let retained = leftovers::retained(dir).filter(|_| life == Life::Dead);
+    let settings = info.as_ref().and_then(|info| info.settings.clone());
     DeviceReport {
         name: dir.name().to_owned(),
         state: state.to_owned(),
@@ -77,6 +128,10 @@ fn report(dir: &DeviceDir, life: Life) -> DeviceReport {
         read_only: info.as_ref().is_some_and(|info| info.read_only),
         node: info.as_ref().and_then(|info| info.node.clone()),
         device: info.as_ref().and_then(|info| info.device.clone()),
+        unsettled: retained.is_none() && life == Life::Dead && leftovers::unsettled(dir),
+        retained_writes: retained.map_or(0, |(writes, _)| writes),
+        retained_bytes: retained.map_or(0, |(_, bytes)| bytes),
+        front_end: settings.map_or_else(String::new, |settings| settings.front_end),
         ..DeviceReport::default()
     }
 }
@@ -123,7 +178,10 @@ fn table(reports: &[DeviceReport]) -> String {
             }
             .clone(),
             report.in_flight.to_string(),
-            format_size(report.retained_bytes),
+            match report.unsettled {
+                true => "?".to_owned(),
+                false => format_size(report.retained_bytes),
+            },
             rate_text(report.rates.reads, report.rates.read_bytes),
             rate_text(report.rates.writes, report.rates.written_bytes),
             report.reconnects.to_string(),
@@ -142,6 +200,16 @@ fn size_text(size: u64) -> String {
     match size {
         0 => String::new(),
         size => format_size(size),
+    }
+}
+
+fn size_in_full(report: &DeviceReport) -> String {
+    let in_full = |size| format!("{} ({} bytes)", format_size(size), render::count(size));
+    let size = in_full(report.size);
+    match report.device_size {
+        0 => size,
+        shown if shown == report.size => size,
+        shown => format!("{size}, of which the device shows {}", in_full(shown)),
     }
 }
 
@@ -173,11 +241,7 @@ fn detail(report: &DeviceReport) -> String {
         ("server", report.server.clone()),
         (
             "size",
-            known(format!(
-                "{} ({} bytes)",
-                format_size(report.size),
-                render::count(report.size)
-            )),
+            known(size_in_full(report)),
         ),
         (
             "blocks",
@@ -223,11 +287,17 @@ fn detail(report: &DeviceReport) -> String {
         ),
         (
             "retained",
-            known(format!(
-                "{} in {} writes, kept until the server has made them durable",
-                format_size(report.retained_bytes),
-                report.retained_writes
-            )),
+            match report.unsettled {
+                true => "writes that are not safe on the server yet; how many is found out at the detach"
+                    .to_owned(),
+                // A dead agent's record tells.
+                false if report.size == 0 && report.retained_writes == 0 => String::new(),
+                false => format!(
+                    "{} in {} writes, kept until the server has made them durable",
+                    format_size(report.retained_bytes),
+                    report.retained_writes
+                ),
+            },
         ),
         (
             "reading",
@@ -332,6 +402,19 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_could_not_follow_its_export_shows_both_sizes() {
+        let report = DeviceReport {
+            device_size: 1 << 20,
+            ..report()
+        };
+        let text = detail(&report);
+        assert!(
+            text.contains("1 GiB") && text.contains("shows 1 MiB"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn why_a_device_failed_is_said_in_words() {
         let failed = DeviceReport {
             state: "failed".into(),
@@ -358,5 +441,15 @@ mod tests {
             !text.contains("retained") && !text.contains("connections"),
             "{text}"
         );
+        let left = DeviceReport {
+            unsettled: true,
+            ..dead
+        };
+        assert!(detail(&left).contains("not safe"));
+        let row = table(std::slice::from_ref(&left));
+        assert!(row.contains('?') && !row.contains("0 B"), "{row}");
+        let json = as_json(&[left, report()]);
+        assert!(json["devices"][0]["retained_bytes"].is_null());
+        assert_eq!(json["devices"][1]["retained_bytes"], 65536);
     }
 }

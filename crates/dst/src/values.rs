@@ -63,6 +63,26 @@ pub fn parse_limit(text: &str) -> Result<Limit, String> {
     }
 }
 
+/// What may follow `--watch`: nothing has to, so that what follows may be the device as well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// How often to look.
+    Every(Duration),
+    /// No duration, so it is a device.
+    Device(String),
+}
+
+/// Reads what follows `--watch`.
+///
+/// # Errors
+/// A duration of zero.
+pub fn parse_watch(text: &str) -> Result<Watch, String> {
+    match parse_duration(text) {
+        Ok(_) => parse_positive_duration(text).map(Watch::Every),
+        Err(_) => Ok(Watch::Device(text.to_owned())),
+    }
+}
+
 /// Reads a size, or `off`.
 ///
 /// # Errors
@@ -118,6 +138,17 @@ mod tests {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
         assert!(parse_duration("18446744073709551615h").is_err());
+    }
+
+    #[test]
+    fn what_follows_watch_is_a_time_or_a_device() {
+        let every = |millis| Ok(Watch::Every(Duration::from_millis(millis)));
+        assert_eq!(parse_watch("2"), every(2000));
+        assert_eq!(parse_watch("500ms"), every(500));
+        for device in ["disk", "/dev/dst/disk", "5disk"] {
+            assert_eq!(parse_watch(device), Ok(Watch::Device(device.to_owned())));
+        }
+        assert!(parse_watch("0").is_err());
     }
 
     #[test]

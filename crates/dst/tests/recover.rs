@@ -1,13 +1,17 @@
 //! An agent is killed under load, and the server loses power before anything was flushed: what had been acknowledged is there
-//! nevertheless, once the device has been detached or attached anew.
+//! nevertheless, once the device has been detached or attached anew; and a successor goes on with it. (That the device itself goes
+//! on takes a front end that survives: `vm/tests/recover.sh`.)
 
 mod common;
 
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use common::direct::{open_direct, Aligned};
 use common::{can_attach, wait_until, Device, Lab, Running, Server};
+use dst_client::recover::Leftovers;
+use dst_client::{Completion, Driver, Op, Options, Reply, Request};
 use rustix::process::Signal;
 
 const BLOCKS: usize = 2048;
@@ -205,4 +209,126 @@ fn a_record_that_can_not_be_used_now_is_kept() {
     lab.dst(&["detach", &device.name]).ok();
     server.kill();
     assert_eq!(missing(&lab, acknowledged), 0, "of {acknowledged}");
+}
+
+/// Goes on with the session of the dead agent of `device`, as a successor does; what it has not answered is nobody's any more.
+fn take_over(lab: &Lab, device: &Device<'_>) -> Driver {
+    let left = Leftovers::find(&lab.path("run").join(&device.name))
+        .unwrap()
+        .expect("a record");
+    let (writes, bytes) = left.retained().unwrap();
+    let mut options = Options::new(lab.url("disk").parse().unwrap());
+    options.retain = Some(64 << 20);
+    let driver = left.take_over(options).unwrap();
+    let status = driver.status();
+    assert_eq!(
+        (status.retained_entries, status.retained_bytes),
+        (writes, bytes)
+    );
+    driver
+}
+
+/// Hands requests in, and waits until `enough` of them are answered.
+fn drive(driver: &mut Driver, requests: Vec<Request>, enough: usize) -> Vec<Completion> {
+    for request in requests {
+        driver.submit(request);
+    }
+    let (mut done, mut ready) = (Vec::new(), Vec::new());
+    let end = Instant::now() + common::LONG;
+    while done.len() < enough {
+        assert!(Instant::now() < end, "{} of {enough}", done.len());
+        let turn = driver.turn(Some(Duration::from_millis(100)), &mut done, &mut ready);
+        assert_eq!(turn.unwrap().failed, None);
+    }
+    done
+}
+
+/// Whoever takes over is killed in the middle as well, and the server loses power twice: nothing that anyone of them had
+/// acknowledged is lost, and what was read stays true. Needs no front end that survives.
+#[test]
+fn successors_that_are_killed_in_turn_lose_nothing_that_any_of_them_acknowledged() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut server = serve(&lab);
+    let device = lab.attach("disk", "a", &[]);
+    let mut acknowledged = write_until_killed(&device);
+    for round in 0..4 {
+        let mut driver = take_over(&lab, &device);
+        if round % 2 == 1 {
+            server.kill();
+            server = serve(&lab);
+        }
+        let mut requests: Vec<Request> = (0..acknowledged)
+            .map(|at| Request {
+                tag: at as u64,
+                op: Op::Read {
+                    offset: (at * BLOCK) as u64,
+                    len: BLOCK as u32,
+                },
+            })
+            .collect();
+        for completion in drive(&mut driver, std::mem::take(&mut requests), acknowledged) {
+            let Ok(Reply::Read(bytes)) = completion.result else {
+                panic!("{completion:?}");
+            };
+            let wanted = fill(completion.tag as usize);
+            assert!(bytes.iter().all(|byte| *byte == wanted), "{round}");
+        }
+        // Some more are under way when it dies: those that are answered count.
+        let more = (BLOCKS - acknowledged).min(200);
+        for at in acknowledged..acknowledged + more {
+            let mut data = driver.pool().get(BLOCK);
+            data.fill(fill(at));
+            requests.push(Request {
+                tag: at as u64,
+                op: Op::Write {
+                    offset: (at * BLOCK) as u64,
+                    data: data.share(),
+                    fua: false,
+                    barrier: false,
+                },
+            });
+        }
+        let done = drive(&mut driver, requests, more / 2);
+        let mut answered: Vec<usize> = done.iter().map(|done| done.tag as usize).collect();
+        answered.sort_unstable();
+        // As far as there is no gap.
+        while answered.binary_search(&acknowledged).is_ok() {
+            acknowledged += 1;
+        }
+        // Nothing is closed on the way out: as after a SIGKILL, but for the sockets, which end the same way.
+        drop(driver);
+    }
+    server.kill();
+    let server = serve(&lab);
+    lab.dst(&["detach", &device.name]).ok();
+    server.kill();
+    assert_eq!(missing(&lab, acknowledged), 0, "of {acknowledged}");
+}
+
+#[test]
+fn what_can_not_be_recovered_is_refused_and_left_as_it_is() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let _server = serve(&lab);
+    let unknown = lab.dst(&["attach", "--recover", &lab.name("none")]);
+    assert_eq!(unknown.code, Some(13), "{unknown:?}");
+    let device = lab.attach("disk", "a", &[]);
+    let refused = lab.dst(&["attach", "--recover", &device.name]).expect(1);
+    assert!(refused.err.contains("can't do without"), "{refused:?}");
+    assert_eq!(lab.status(&device.name)["state"], "live");
+    let acknowledged = write_until_killed(&device);
+    let record = lab.path("run").join(&device.name).join("record");
+    let refused = lab.dst(&["attach", "--recover", &device.name]).expect(13);
+    assert!(refused.err.contains("dst detach"), "{refused:?}");
+    assert!(record.exists() && lab.status(&device.name)["state"] == "dead");
+    let done = lab.dst(&["detach", &device.name]).ok();
+    assert!(
+        done.out.contains("are safe on the server now"),
+        "{acknowledged} {done:?}"
+    );
 }

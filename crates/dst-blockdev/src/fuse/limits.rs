@@ -128,22 +128,7 @@ impl Queue<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn geometry() -> Geometry {
-        Geometry {
-            size: 1 << 20,
-            logical_block: 512,
-            physical_block: 512,
-            max_transfer: 1 << 20,
-            read_only: false,
-            rotational: false,
-            discard: true,
-            discard_granularity: 4096,
-            write_zeroes: true,
-            write_cache: true,
-            fua: true,
-        }
-    }
+    use crate::geometry::tests::geometry;
 
     fn disk(attributes: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();

@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | `proto.rs`, `reply.rs` | the kernel protocol: parsing requests, encoding answers |
 //! | `device.rs` | reading requests and writing answers |
-//! | `ops.rs`, `mutate.rs`, `slots.rs` | what requests mean, sans I/O; unaligned ones |
+//! | `ops.rs`, `mutate.rs` | what requests mean, sans I/O; unaligned ones |
 //! | `mount.rs`, `connection.rs` | mounting, unmounting; cutting a connection from outside |
 //! | `loopdev.rs`, `limits.rs` | the loop device and what it announces |
 //! | `control.rs` | the works that may block |
@@ -24,7 +24,6 @@ mod mutate;
 mod ops;
 mod proto;
 mod reply;
-mod slots;
 #[cfg(test)]
 mod tests;
 

@@ -24,7 +24,7 @@ use super::device::Answer;
 use super::mutate::{Held, Job, Mutation};
 use super::proto::{self, init_flag, set_attr, Header, Message};
 use super::reply::{open_flag, Attr, Body, Init};
-use super::slots::Slots;
+use crate::slots::Slots;
 
 /// How long the kernel may believe attributes, in seconds; a resize invalidates them.
 const ATTR_SECONDS: u64 = 3600;

@@ -17,8 +17,15 @@ use crate::{Error, ErrorKind};
 const SYS_BLOCK: &str = "/sys/block";
 /// How long to wait for a device to go once it is disconnected, before saying that it will.
 const GOING: Duration = Duration::from_secs(1);
-/// The attribute with the longest request in KiB.
+/// The longest request, in KiB. The driver announces 32 MiB; one that can't be set is lived with, see `queue.rs`.
 const LIMIT: &str = "max_sectors_kb";
+/// After how many milliseconds the driver looks at a request that is not answered. It sends one again then that went out on a
+/// connection that has been replaced: so this is how long a recovery takes at most. All it does with others is to log a line
+/// for each (`nbd_xmit_timeout` in `drivers/block/nbd.c`, without a timeout of its own), so it should not be short either.
+/// The driver's default is 30 s.
+const IO_TIMEOUT: &str = "io_timeout";
+/// See [`IO_TIMEOUT`].
+const RESENT: Duration = Duration::from_secs(10);
 /// How far to read ahead, in KiB: a remote disk wants more under way than a local one, whose default is 128.
 const READ_AHEAD_KIB: u32 = 1024;
 
@@ -47,6 +54,11 @@ impl Disk {
         Path::new("/dev").join(self.name())
     }
 
+    /// What the kernel knows it by.
+    pub(super) fn identifier(&self) -> &str {
+        &self.identifier
+    }
+
     fn sysfs(&self) -> PathBuf {
         Path::new(SYS_BLOCK).join(self.name())
     }
@@ -56,16 +68,21 @@ impl Disk {
         backend(self.index).as_deref() == Some(&self.identifier)
     }
 
-    /// Its size in bytes.
-    pub(super) fn size(&self) -> io::Result<u64> {
-        let text = fs::read_to_string(self.sysfs().join("size"))?;
-        let sectors: u64 = text.trim().parse().map_err(io::Error::other)?;
-        Ok(sectors * 512)
+    /// What it shows.
+    ///
+    /// # Errors
+    /// sysfs can't be read, or says something else than Linux does.
+    pub(super) fn shown(&self) -> Result<Shown, Error> {
+        Shown::read(&self.sysfs())
+            .map_err(|e| Error::io(format!("can't read what {} shows", self.name()), e))
     }
 
-    /// Whether it refuses writes.
-    pub(super) fn is_read_only(&self) -> bool {
-        fs::read_to_string(self.sysfs().join("ro")).is_ok_and(|text| text.trim() == "1")
+    /// How long the driver takes at most to send requests again that went out on a connection that has been replaced.
+    pub(super) fn resent(&self) -> Duration {
+        let queue = self.sysfs().join("queue");
+        let set = get(&queue, IO_TIMEOUT).and_then(|text| text.parse().ok());
+        // The kernel rounds its timers up to seconds.
+        set.map_or(RESENT, Duration::from_millis) + Duration::from_secs(2)
     }
 
     /// Waits for a moment until a device that was disconnected is gone, which it is not before everybody has closed it.
@@ -77,12 +94,51 @@ impl Disk {
     }
 
     /// Sets what can be set, and says what still differs from the geometry. `longest`: bytes of the longest request.
-    ///
-    /// # Errors
-    /// `NotAvailable` if longer requests would come, all of which would fail.
-    pub(super) fn apply(&self, geometry: &Geometry, longest: u32) -> Result<Vec<String>, Error> {
+    pub(super) fn apply(&self, geometry: &Geometry, longest: u32) -> Vec<String> {
         apply(&self.sysfs().join("queue"), geometry, longest)
     }
+
+    /// What differs from the geometry.
+    pub(super) fn differences(&self, geometry: &Geometry) -> Vec<String> {
+        let queue = self.sysfs().join("queue");
+        differences(geometry, |attribute| get(&queue, attribute))
+    }
+}
+
+/// What a device shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shown {
+    /// Bytes.
+    pub(super) size: u64,
+    /// Bytes of a logical block.
+    pub(super) block: u32,
+    pub(super) read_only: bool,
+    /// It is flushed.
+    pub(super) cache: bool,
+    pub(super) fua: bool,
+}
+
+impl Shown {
+    fn read(sysfs: &Path) -> io::Result<Shown> {
+        let text = |attribute: &str| fs::read_to_string(sysfs.join(attribute));
+        let number = |attribute: &str| -> io::Result<u64> {
+            text(attribute)?.trim().parse().map_err(io::Error::other)
+        };
+        Ok(Shown {
+            // In sectors, whatever the block size.
+            size: number("size")?.saturating_mul(512),
+            block: u32::try_from(number("queue/logical_block_size")?).map_err(io::Error::other)?,
+            read_only: number("ro")? == 1,
+            cache: text("queue/write_cache")?.trim() == "write back",
+            fua: number("queue/fua")? == 1,
+        })
+    }
+}
+
+/// An attribute of a disk's queue.
+fn get(queue: &Path, attribute: &str) -> Option<String> {
+    let text = fs::read_to_string(queue.join(attribute)).ok()?;
+    Some(text.trim().to_owned())
 }
 
 /// The identifier of a device that is connected.
@@ -136,11 +192,8 @@ fn number(name: &str) -> Option<u32> {
         .then(|| digits.parse().ok())?
 }
 
-fn apply(queue: &Path, geometry: &Geometry, longest: u32) -> Result<Vec<String>, Error> {
-    let get = |attribute: &str| -> Option<String> {
-        let text = fs::read_to_string(queue.join(attribute)).ok()?;
-        Some(text.trim().to_owned())
-    };
+fn apply(queue: &Path, geometry: &Geometry, longest: u32) -> Vec<String> {
+    let get = |attribute: &str| get(queue, attribute);
     let mut notes = Vec::new();
     // No scheduler: there is no head to be moved; and with one, Linux before 6.15 can send a request, whose sending a signal
     // has interrupted, on under another tag than it began with (`nbd_sched_pending_work` of later ones).
@@ -154,6 +207,11 @@ fn apply(queue: &Path, geometry: &Geometry, longest: u32) -> Result<Vec<String>,
     let most = hardware.unwrap_or(u32::MAX).min(longest / 1024);
     for (attribute, value, meaning) in [
         (LIMIT, most.to_string(), "the largest request in KiB"),
+        (
+            IO_TIMEOUT,
+            RESENT.as_millis().to_string(),
+            "the time in ms until requests are sent again to a successor of this agent",
+        ),
         (
             "read_ahead_kb",
             READ_AHEAD_KIB.to_string(),
@@ -174,21 +232,8 @@ fn apply(queue: &Path, geometry: &Geometry, longest: u32) -> Result<Vec<String>,
             notes.push(format!("{meaning} is {after}, not {value}"));
         }
     }
-    let limit = get(LIMIT).unwrap_or_default();
-    if !limit
-        .parse::<u32>()
-        .is_ok_and(|limit| limit <= longest / 1024)
-    {
-        let path = queue.join(LIMIT);
-        let what = format!(
-            "{} can't be set to {most}: it is {limit:?}, and requests of that size would fail",
-            path.display()
-        );
-        return Err(Error::new(ErrorKind::NotAvailable, what)
-            .with_hint("/sys must be writable; or use another --front-end"));
-    }
     notes.extend(differences(geometry, get));
-    Ok(notes)
+    notes
 }
 
 /// What the driver shows otherwise than the geometry has it.
@@ -232,18 +277,19 @@ fn differences(geometry: &Geometry, get: impl Fn(&str) -> Option<String>) -> Vec
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::geometry;
     use super::*;
+    use crate::geometry::tests::geometry;
 
-    const FRESH: [(&str, &str); 9] = [
+    const FRESH: [(&str, &str); 10] = [
         ("scheduler", "none [mq-deadline]"),
         ("max_hw_sectors_kb", "32768"),
+        ("write_zeroes_max_bytes", "4294966784"),
         ("max_sectors_kb", "1280"),
+        ("io_timeout", "30000"),
         ("read_ahead_kb", "128"),
         ("rotational", "1"),
         ("logical_block_size", "512"),
         ("discard_max_bytes", "4294966784"),
-        ("write_zeroes_max_bytes", "4294966784"),
         ("write_cache", "write back"),
     ];
 
@@ -258,12 +304,13 @@ mod tests {
     #[test]
     fn what_can_be_set_is_set() {
         let dir = queue(&FRESH);
-        let notes = apply(dir.path(), &geometry(), 1 << 20).unwrap();
+        let notes = apply(dir.path(), &geometry(), 1 << 20);
         // A plain file does not put the chosen one in brackets.
         assert_eq!(notes, ["the I/O scheduler can't be switched off"]);
         for (attribute, value) in [
             ("scheduler", "none"),
             ("max_sectors_kb", "1024"),
+            ("io_timeout", "10000"),
             ("read_ahead_kb", "1024"),
             ("rotational", "0"),
         ] {
@@ -273,15 +320,41 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_on_requests_that_can_not_be_set_is_an_error() {
-        let dir = queue(&FRESH);
-        let limit = dir.path().join(LIMIT);
-        fs::remove_file(&limit).unwrap();
-        // Takes no writing, as a read-only /sys.
-        fs::create_dir(&limit).unwrap();
-        let error = apply(dir.path(), &geometry(), 1 << 20).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NotAvailable);
-        assert!(error.to_string().contains(LIMIT), "{error}");
+    fn what_can_not_be_set_is_said() {
+        let dir = queue(&FRESH[1..]);
+        for attribute in [LIMIT, IO_TIMEOUT] {
+            let path = dir.path().join(attribute);
+            fs::remove_file(&path).unwrap();
+            // Takes no writing, as a read-only /sys.
+            fs::create_dir(&path).unwrap();
+        }
+        let notes = apply(dir.path(), &geometry(), 1 << 20);
+        assert_eq!(notes.len(), 2, "{notes:?}");
+        assert!(notes[0].contains("not 1024") && notes[1].contains("not 10000"));
+    }
+
+    #[test]
+    fn what_a_disk_shows_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("queue")).unwrap();
+        assert!(Shown::read(dir.path()).is_err());
+        for (attribute, text) in [
+            ("size", "2048"),
+            ("ro", "0"),
+            ("queue/logical_block_size", "4096"),
+            ("queue/write_cache", "write back"),
+            ("queue/fua", "1"),
+        ] {
+            fs::write(dir.path().join(attribute), format!("{text}\n")).unwrap();
+        }
+        let shown = Shown {
+            size: 1 << 20,
+            block: 4096,
+            read_only: false,
+            cache: true,
+            fua: true,
+        };
+        assert_eq!(Shown::read(dir.path()).unwrap(), shown);
     }
 
     #[test]
@@ -289,7 +362,7 @@ mod tests {
         let mut low = FRESH;
         low[1].1 = "512";
         let dir = queue(&low);
-        apply(dir.path(), &geometry(), 1 << 20).unwrap();
+        apply(dir.path(), &geometry(), 1 << 20);
         let text = fs::read_to_string(dir.path().join(LIMIT)).unwrap();
         assert_eq!(text, "512");
     }
@@ -298,14 +371,14 @@ mod tests {
     fn what_an_old_driver_can_not_show_is_said() {
         let mut old = FRESH;
         old[0].1 = "[none]";
-        old[7].1 = "0";
+        old[2].1 = "0";
         let dir = queue(&old);
         let geometry = Geometry {
             physical_block: 4096,
             discard: false,
             ..geometry()
         };
-        let notes = apply(dir.path(), &geometry, 1 << 20).unwrap();
+        let notes = apply(dir.path(), &geometry, 1 << 20);
         assert_eq!(notes.len(), 3, "{notes:?}");
         assert!(notes[0].contains("physical"), "{notes:?}");
         assert!(

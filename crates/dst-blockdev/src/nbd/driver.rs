@@ -6,7 +6,8 @@
 //! - **No timeout** (`NBD_ATTR_TIMEOUT` 0): how long a request may take is the client's affair. A time here would make the
 //!   kernel cut the connection while a server restarts.
 //! - **No end of waiting for a lost connection** (`NBD_ATTR_DEAD_CONN_TIMEOUT`): requests that are with a dead agent wait in
-//!   any case, until the device is disconnected; new ones do the same, instead of failing while those wait.
+//!   any case, until the device is disconnected or has a new connection; new ones do the same, instead of failing while those
+//!   wait.
 //! - **Not** `NBD_CFLAG_DISCONNECT_ON_CLOSE`: the first `mkfs` would take the device away.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -134,6 +135,23 @@ impl Driver {
         }
     }
 
+    /// Gives a device, whose connection is dead, another. Success says nothing of whether it has taken it: see `recover.rs`.
+    ///
+    /// # Errors
+    /// The kernel's; EINVAL if the device is not connected any more, or another's.
+    pub(super) fn reconnect(
+        &mut self,
+        index: u32,
+        socket: BorrowedFd<'_>,
+        identifier: &str,
+    ) -> rustix::io::Result<()> {
+        let change = Attributes::new()
+            .u32(ATTR_INDEX, index)
+            .text(ATTR_BACKEND_IDENTIFIER, identifier);
+        let change = with_socket(change, socket);
+        self.0.ask(CMD_RECONFIGURE, &change).map(drop)
+    }
+
     /// Changes the size of a device. The kernel first waits until nothing is under way on it.
     ///
     /// # Errors
@@ -152,10 +170,15 @@ impl Driver {
     }
 }
 
-fn connect_attributes(index: u32, socket: BorrowedFd<'_>, wanted: &Wanted<'_>) -> Attributes {
+/// The attribute with the one connection that a device has.
+fn with_socket(attributes: Attributes, socket: BorrowedFd<'_>) -> Attributes {
     let fd = u32::try_from(socket.as_raw_fd()).expect("descriptors are not negative");
     let item = Attributes::new().u32(SOCK_FD, fd);
-    Attributes::new()
+    attributes.nested(ATTR_SOCKETS, &Attributes::new().nested(SOCK_ITEM, &item))
+}
+
+fn connect_attributes(index: u32, socket: BorrowedFd<'_>, wanted: &Wanted<'_>) -> Attributes {
+    let attributes = Attributes::new()
         .u32(ATTR_INDEX, index)
         .u64(ATTR_SIZE_BYTES, wanted.size)
         .u64(ATTR_BLOCK_SIZE_BYTES, u64::from(wanted.block))
@@ -163,6 +186,6 @@ fn connect_attributes(index: u32, socket: BorrowedFd<'_>, wanted: &Wanted<'_>) -
         .u64(ATTR_DEAD_CONN_TIMEOUT, FOR_EVER)
         .u64(ATTR_SERVER_FLAGS, wanted.flags)
         .u64(ATTR_CLIENT_FLAGS, DESTROY_ON_DISCONNECT)
-        .nested(ATTR_SOCKETS, &Attributes::new().nested(SOCK_ITEM, &item))
-        .text(ATTR_BACKEND_IDENTIFIER, wanted.identifier)
+        .text(ATTR_BACKEND_IDENTIFIER, wanted.identifier);
+    with_socket(attributes, socket)
 }

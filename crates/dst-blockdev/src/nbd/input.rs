@@ -3,8 +3,9 @@
 //! | state | bytes go | next |
 //! | --- | --- | --- |
 //! | header | into the staging area | payload, after a WRITE; otherwise header again |
-//! | payload | what is staged already by a copy, the rest straight from the socket into the buffer | header |
-//! | discard | nowhere: the payload of a WRITE that is longer than a transfer | header |
+//! | payload | what is staged already by a copy, the rest straight from the socket into the buffer | header; payload of the next piece, if a WRITE is longer than a transfer |
+//!
+//! A WRITE that is longer than a transfer is given as several, in order: each looks like a request of its own.
 //!
 //! One `readv` takes the rest of a payload and, behind it, whatever else has come into the staging area. So a long write is
 //! not copied but for its beginning, many short requests take one system call, and no byte is ever moved twice: what is
@@ -18,7 +19,7 @@ use std::os::fd::BorrowedFd;
 use dst_buf::{Buf, Pool};
 use rustix::io::Errno;
 
-use super::wire::{Header, REQUEST_LEN};
+use super::wire::{Header, Kind, REQUEST_LEN};
 
 /// Bytes that can be staged: about 500 requests without payload, or 4 writes of 4 KiB.
 const STAGING: usize = 16384;
@@ -26,8 +27,13 @@ const STAGING: usize = 16384;
 /// What was received.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A request; with the payload, if it is a WRITE that is not too long.
-    Request(Header, Option<Buf>),
+    /// A request, or a piece of a WRITE; with the payload, if it is a WRITE of something.
+    Request {
+        header: Header,
+        payload: Option<Buf>,
+        /// Bytes of the same WRITE that are still to come.
+        left: u32,
+    },
     /// Nothing more is there now.
     Empty,
     /// The kernel has closed the connection.
@@ -42,27 +48,38 @@ pub(super) struct Input {
     start: usize,
     end: usize,
     state: State,
-    /// Payloads longer than this are dropped.
-    longest: usize,
+    /// Payloads longer than this are given in pieces.
+    longest: u32,
 }
 
 #[derive(Debug)]
 enum State {
     Header,
     Payload {
+        /// Of this piece.
         header: Header,
         buf: Buf,
         filled: usize,
-    },
-    Discard {
-        header: Header,
-        left: usize,
+        /// Bytes of the pieces behind this.
+        left: u32,
     },
 }
 
+/// The state for the first piece of `header` and `left` bytes behind it.
+fn piece(header: Header, left: u32, longest: u32, pool: &Pool) -> State {
+    let whole = header.len.saturating_add(left);
+    let len = whole.min(longest);
+    State::Payload {
+        header: Header { len, ..header },
+        buf: pool.get(len as usize),
+        filled: 0,
+        left: whole - len,
+    }
+}
+
 impl Input {
-    /// For payloads of at most `longest` bytes.
-    pub(super) fn new(longest: usize) -> Input {
+    /// For pieces of at most `longest` bytes.
+    pub(super) fn new(longest: u32) -> Input {
         Input {
             staging: vec![0; STAGING].into_boxed_slice(),
             start: 0,
@@ -103,17 +120,14 @@ impl Input {
                         io::Error::new(io::ErrorKind::InvalidData, "no request of the nbd driver")
                     })?;
                     self.start += REQUEST_LEN;
-                    match header.payload() {
-                        0 => return Ok(Some(Event::Request(header, None))),
-                        len if len <= self.longest => {
-                            self.state = State::Payload {
-                                header,
-                                buf: pool.get(len),
-                                filled: 0,
-                            };
-                        }
-                        left => self.state = State::Discard { header, left },
+                    if header.kind != Kind::Write || header.len == 0 {
+                        return Ok(Some(Event::Request {
+                            header,
+                            payload: None,
+                            left: 0,
+                        }));
                     }
+                    self.state = piece(header, 0, self.longest, pool);
                 }
                 State::Payload { buf, filled, .. } => {
                     let rest = buf.get_mut(*filled..).unwrap_or_default();
@@ -126,28 +140,33 @@ impl Input {
                     if !complete {
                         return Ok(None);
                     }
-                    return Ok(self.finish());
-                }
-                State::Discard { left, .. } => {
-                    let now = (*left).min(staged.len());
-                    self.start += now;
-                    *left -= now;
-                    if *left > 0 {
-                        return Ok(None);
-                    }
-                    return Ok(self.finish());
+                    return Ok(self.finish(pool));
                 }
             }
         }
     }
 
     /// The request whose payload is complete.
-    fn finish(&mut self) -> Option<Event> {
-        match std::mem::replace(&mut self.state, State::Header) {
-            State::Payload { header, buf, .. } => Some(Event::Request(header, Some(buf))),
-            State::Discard { header, .. } => Some(Event::Request(header, None)),
-            State::Header => None,
+    fn finish(&mut self, pool: &Pool) -> Option<Event> {
+        let State::Payload {
+            header, buf, left, ..
+        } = std::mem::replace(&mut self.state, State::Header)
+        else {
+            return None;
+        };
+        if left > 0 {
+            let next = Header {
+                offset: header.offset.saturating_add(u64::from(header.len)),
+                len: 0,
+                ..header
+            };
+            self.state = piece(next, left, self.longest, pool);
         }
+        Some(Event::Request {
+            header,
+            payload: Some(buf),
+            left,
+        })
     }
 
     /// Reads once. Returns how many bytes came.
@@ -167,7 +186,7 @@ impl Input {
                 self.end += read.saturating_sub(wanted);
                 return Ok(read);
             }
-            State::Header | State::Discard { .. } => rustix::io::read(socket, room)?,
+            State::Header => rustix::io::read(socket, room)?,
         };
         self.end += read;
         Ok(read)
@@ -182,7 +201,6 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::wire::Kind;
     use super::*;
 
     fn header(kind: Kind, cookie: u64, len: u32) -> Header {
@@ -222,34 +240,13 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 
-    #[test]
-    fn a_write_that_is_too_long_is_told_without_its_payload_and_the_next_request_is_found() {
-        let pool = Pool::new(1 << 20);
-        let (ours, mut kernel) = pair();
-        let mut input = Input::new(4096);
-        kernel
-            .write_all(&header(Kind::Write, 1, 60_000).encode())
-            .unwrap();
-        kernel.write_all(&vec![7; 60_000]).unwrap();
-        kernel
-            .write_all(&header(Kind::Flush, 2, 0).encode())
-            .unwrap();
-        for (kind, cookie) in [(Kind::Write, 1), (Kind::Flush, 2)] {
-            let event = input.next(ours.as_fd(), &pool).unwrap();
-            let Event::Request(got, None) = event else {
-                panic!("{event:?}");
-            };
-            assert_eq!((got.kind, got.cookie), (kind, cookie));
-        }
-        assert_eq!(pool.outstanding_bytes(), 0);
-    }
-
     proptest! {
         /// Whatever the pieces in which the stream arrives.
         #[test]
         fn every_request_arrives_whole_and_in_order(
             requests in prop::collection::vec((any::<bool>(), 1..40_000_u32), 1..12),
             cuts in prop::collection::vec(1..30_000_usize, 1..20),
+            longest in prop::sample::select(vec![4096_u32, 16_384, 1 << 20]),
         ) {
             let mut stream = Vec::new();
             for (cookie, &(write, len)) in requests.iter().enumerate() {
@@ -261,13 +258,32 @@ mod tests {
             }
             let pool = Pool::new(1 << 20);
             let (ours, mut kernel) = pair();
-            let mut input = Input::new(1 << 20);
+            let mut input = Input::new(longest);
             let mut rest = &stream[..];
             let mut next_cut = cuts.iter().cycle();
             for (cookie, &(write, len)) in requests.iter().enumerate() {
-                let (got, data) = loop {
+                let mut bytes = Vec::new();
+                loop {
                     match input.next(ours.as_fd(), &pool).unwrap() {
-                        Event::Request(got, data) => break (got, data),
+                        Event::Request { header, payload, left } => {
+                            let done = bytes.len() as u32;
+                            prop_assert_eq!(header.cookie, cookie as u64);
+                            prop_assert_eq!(header.offset, cookie as u64 * 512 + u64::from(done));
+                            if !write {
+                                prop_assert!(payload.is_none() && left == 0);
+                                prop_assert_eq!(header.len, len);
+                                break;
+                            }
+                            let data = payload.expect("a WRITE has data");
+                            prop_assert_eq!(data.as_ptr() as usize % 4096, 0);
+                            prop_assert_eq!(data.len() as u32, header.len);
+                            prop_assert_eq!(left, len - done - header.len);
+                            prop_assert_eq!(header.len, longest.min(len - done));
+                            bytes.extend_from_slice(&data);
+                            if left == 0 {
+                                break;
+                            }
+                        }
                         Event::Empty => {
                             let now = (*next_cut.next().unwrap()).min(rest.len());
                             prop_assert!(now > 0, "all has been sent");
@@ -276,15 +292,9 @@ mod tests {
                         }
                         Event::Closed => panic!("closed"),
                     }
-                };
-                prop_assert_eq!((got.cookie, got.len), (cookie as u64, len));
-                match data {
-                    Some(data) => {
-                        prop_assert!(write);
-                        prop_assert_eq!(data.as_ptr() as usize % 4096, 0);
-                        prop_assert_eq!(&data[..], &payload(cookie as u64, len)[..]);
-                    }
-                    None => prop_assert!(!write),
+                }
+                if write {
+                    prop_assert!(bytes == payload(cookie as u64, len));
                 }
             }
         }

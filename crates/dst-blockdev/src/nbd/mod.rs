@@ -10,39 +10,56 @@
 //! | --- | --- | --- |
 //! | the server is away | wait, as long as the user's deadline lets them | stays |
 //! | [`FrontEnd::stop`] | are done first; in use, it is refused | goes |
-//! | [`FrontEnd::stop`] with force | fail | goes with the last one who closes it |
-//! | **the agent dies** | **wait, without end** | stays, until [`crate::cleanup_stale`]: then as with force |
+//! | [`FrontEnd::stop`] with force, [`abort`] | fail | goes with the last one who closes it |
+//! | **the agent dies** | **wait, without end** | stays |
+//! | [`NbdFrontEnd::recover`] after that, and `start` | are answered: new ones at once, those that were under way when they are sent again, within 10 s or so (`recover.rs`) | the same one |
+//! | [`crate::cleanup_stale`] after that | fail | as with force |
 //! | somebody else disconnects it (`nbd-client -d`) | fail | goes; the front end is `stopped` |
 //!
 //! That requests wait for a dead agent is the driver's nature: it fails those that it has sent only when it is disconnected,
-//! so the rest is made to wait too (see `driver.rs`). Processes in such a wait can't be killed; `dst detach NAME` ends it.
+//! so the rest is made to wait too (see `driver.rs`). Processes in such a wait can't be killed; `dst attach --recover NAME`
+//! or `dst detach NAME` ends it.
 //!
 //! # Two traps of the driver
 //!
 //! - **Closing the socket fails nothing.** So a forced stop goes on answering, with errors, until the driver has been told to
 //!   disconnect (`Queue::refuse`).
-//! - **A resize waits until nothing is under way, with the driver's locks held**, and with the lock of generic netlink, that
-//!   is of the whole machine. The agent starts one only on hearing from the server, when requests are answered at once. But
-//!   if the server goes away in that very moment, the resize waits with the requests, and so does every generic netlink
-//!   request on the machine; it ends when the server is back, a deadline passes, or by a forced stop. An agent that is
-//!   *killed* in that moment leaves a device that only a reboot takes away.
+//! - **A resize waits until nothing is under way** (`blk_mq_freeze_queue` in Linux 6.12, `queue_limits_commit_update_frozen`
+//!   in 7.3), holding the device's lock and that of generic netlink, which is of the whole machine: no driver that is told
+//!   things by it can be told anything meanwhile. So the wait is made as short as it can be: none is started before the server
+//!   has answered all that was under way when it told the new size. What remains is the time in which it answers what came
+//!   since. If it goes away in that very moment, the resize waits with the requests; it ends when the server is back, a
+//!   deadline passes, or by a forced stop. An agent that is *killed* in that moment leaves a device that only a reboot takes
+//!   away: the driver's new connection would have to come by the netlink that the resize holds.
 //!
 //! # Which device is ours
 //!
 //! The agent writes an identifier of its own into its run-time directory (file `nbd`) before it gives it to the driver, which
-//! shows it in `/sys/block/nbdN/backend`. So whoever cleans up takes away that device and no other, whatever became of the
-//! number meanwhile.
+//! shows it in `/sys/block/nbdN/backend`. So whoever cleans up or takes over has that device and no other, whatever became of
+//! the number meanwhile; RECONFIGURE carries the identifier, and the driver refuses a wrong one.
+//!
+//! # States
+//!
+//! | state | entered by | data path | ends by |
+//! | --- | --- | --- | --- |
+//! | coming | [`NbdFrontEnd::open`], [`NbdFrontEnd::recover`] | idle | `start` makes the connection and hands it over; a forced stop |
+//! | open | the connection | serves | the kernel closes the connection: `stopped`; a forced stop |
+//! | abandoned | a forced stop: all requests are refused, beside | none | dropping it |
 //!
 //! | file | subject |
 //! | --- | --- |
 //! | `netlink.rs` | generic netlink: messages, attributes, a socket that asks |
 //! | `driver.rs` | the driver's commands |
+//! | `connection.rs` | the socket pair, and cutting it from outside |
 //! | `wire.rs` | requests and replies on the socket |
 //! | `input.rs`, `output.rs` | reading and writing them |
 //! | `queue.rs` | the data path |
 //! | `disk.rs` | the device in sysfs |
+//! | `record.rs` | what is written down for a later process |
+//! | `recover.rs` | taking over the device of a dead process |
 //! | `control.rs` | the works that may block |
 
+mod connection;
 mod control;
 mod disk;
 mod driver;
@@ -50,36 +67,37 @@ mod input;
 mod netlink;
 mod output;
 mod queue;
+mod record;
+mod recover;
 mod wire;
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{mpsc, Arc};
 use std::thread;
 use std::time::Duration;
 
 use dst_buf::Pool;
 use dst_client::{Completion, Geometry, Request};
-use rustix::net::sockopt::set_socket_send_buffer_size_force;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::event::epoll;
 
 use self::control::{Control, Plan};
+use self::disk::Disk;
 use self::driver::Driver;
 use self::queue::Queue;
+use self::record::Record;
 use crate::geometry::{self, check_size};
 use crate::runtime::NameLock;
-use crate::{node, runtime, Config, Error, ErrorKind, FrontEnd, Node, NodeKind, Work, NODE_DIR};
+use crate::{
+    node, runtime, usage, Config, Error, ErrorKind, FrontEnd, Node, NodeKind, Work, NODE_DIR,
+};
 
 /// Largest READ and WRITE in bytes, if the server takes them.
 const LARGEST_TRANSFER: u32 = 1 << 20;
-/// Bytes under way on the socket, each way, before the sender has to wait.
-const SOCKET_BUFFER: usize = 4 << 20;
 /// How long an abort waits for the driver.
-const ABORTING: Duration = Duration::from_millis(500);
-/// Where the identifier of the device is written down, in the run-time directory.
-const RECORD: &str = "nbd";
+const ABORTING: Duration = Duration::from_secs(5);
 
 /// Whether this machine and user can make such a device. The kernel loads the module if it can.
 ///
@@ -121,53 +139,49 @@ pub fn cleanup_stale(name: &str) -> Result<Vec<String>, Error> {
 /// Cuts off the device of this name, whoever serves it and whatever that process is doing: every request that waits fails with
 /// an I/O error, and every later one. False: there is none.
 ///
-/// The driver tells the agent first, and for one that is stopped and has its socket full it waits until that process is
-/// dead; this does not.
+/// The driver first tells the agent, holding its locks meanwhile; for one that is stopped and has its socket full that would
+/// take until it is dead. So the connection is cut before.
 ///
 /// # Errors
 /// The kernel's; `Io` if it takes long: the device is not cut off then, or not yet.
 pub fn abort(name: &str) -> Result<bool, Error> {
     runtime::check_name(name)?;
-    let record = runtime::runtime_root().join(name).join(RECORD);
-    let disks = recorded(&record)?.map_or_else(Vec::new, |identifier| disk::connected(&identifier));
-    let found = !disks.is_empty();
+    let Some(record) = Record::read(&runtime::runtime_root().join(name))? else {
+        return Ok(false);
+    };
+    let disks = disk::connected(&record.identifier);
+    if disks.is_empty() {
+        return Ok(false);
+    }
     let (done, wait) = mpsc::channel();
     thread::Builder::new()
         .name("abort".to_owned())
         .spawn(move || {
+            if let Some(socket) = record.socket {
+                connection::cut(socket);
+            }
             let ended = disks.iter().try_for_each(control::disconnect);
             // Nobody listens after the time is up.
             let _ = done.send(ended);
         })
         .map_err(|e| Error::io("can't start a thread", e))?;
     match wait.recv_timeout(ABORTING) {
-        Ok(ended) => ended.map(|()| found),
-        Err(_) if found => Err(Error::new(
+        Ok(ended) => ended.map(|()| true),
+        Err(_) => Err(Error::new(
             ErrorKind::Io,
             "the nbd driver has not cut the device off yet",
         )),
-        Err(_) => Ok(false),
-    }
-}
-
-/// The identifier that is written down; `None` if none is.
-fn recorded(record: &Path) -> Result<Option<String>, Error> {
-    match fs::read_to_string(record) {
-        Ok(identifier) => Ok(Some(identifier)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io(format!("can't read {}", record.display()), error)),
     }
 }
 
 /// As `cleanup_stale`, with the lock held.
 fn clean(dir: &Path, name: &str) -> Result<Vec<String>, Error> {
-    let record = dir.join(RECORD);
-    let Some(identifier) = recorded(&record)? else {
+    let Some(record) = Record::read(dir)? else {
         return Ok(Vec::new());
     };
     let link = Path::new(NODE_DIR).join(name);
     let mut cleaned = Vec::new();
-    for disk in disk::connected(&identifier) {
+    for disk in disk::connected(&record.identifier) {
         control::disconnect(&disk)?;
         node::remove(&link, &disk.path());
         disk.wait_until_gone();
@@ -178,26 +192,70 @@ fn clean(dir: &Path, name: &str) -> Result<Vec<String>, Error> {
         node::remove(&link, &gone);
         cleaned.push(format!("the link {}", link.display()));
     }
-    fs::remove_file(&record)
-        .map_err(|e| Error::io(format!("can't remove {}", record.display()), e))?;
+    Record::remove(dir)?;
     Ok(cleaned)
+}
+
+/// Whether a dead front end of this name has left a device that [`NbdFrontEnd::recover`] can take over.
+#[must_use]
+pub fn recoverable(name: &str) -> bool {
+    let dir = runtime::runtime_root().join(name);
+    recover::find(&dir).is_ok_and(|found| found.is_some())
+}
+
+/// Who uses the device that [`NbdFrontEnd::recover`] can take over, in words.
+///
+/// # Errors
+/// `Io`
+pub fn user_of_recoverable(name: &str) -> Result<Option<String>, Error> {
+    let Some((_, disk)) = recover::find(&runtime::runtime_root().join(name))? else {
+        return Ok(None);
+    };
+    usage::of_waiting_disk(&disk.name())
+        .map_err(|e| Error::io(format!("can't find out who uses {}", disk.name()), e))
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct NbdFrontEnd {
-    /// `None` after a forced stop.
-    queue: Option<Queue>,
-    /// The queue's, kept beyond its end.
+    way: Way,
+    /// The queue's, there before it and kept beyond its end.
     fd: Arc<OwnedFd>,
     /// As it is now.
     geometry: Geometry,
+    /// Bytes, the longest READ and WRITE that is given.
+    longest: u32,
+    survives: bool,
     control: Arc<Control>,
     /// Held until everything has been taken away.
     _lock: NameLock,
 }
 
+/// The way to the kernel.
+#[derive(Debug)]
+enum Way {
+    /// The work of `start` makes the connection.
+    Coming,
+    Open(Box<Queue>),
+    /// Left to a forced stop.
+    Abandoned,
+}
+
 impl NbdFrontEnd {
+    /// Takes over what a dead front end has left; see [`crate::recover`].
+    ///
+    /// # Errors
+    /// Any kind but `Busy` and `Stopped`.
+    pub fn recover(config: &Config) -> Result<Option<NbdFrontEnd>, Error> {
+        let lock = NameLock::take(&config.name)?;
+        let Some((record, disk)) = recover::find(lock.dir())? else {
+            return Ok(None);
+        };
+        check_geometry(&config.geometry)?;
+        recover::check(&disk.shown()?, &config.geometry)?;
+        NbdFrontEnd::of(config, lock, record, Some(disk)).map(Some)
+    }
+
     /// Prepares the connection. Whatever a dead front end of the same name has left is removed first.
     ///
     /// # Errors
@@ -207,47 +265,62 @@ impl NbdFrontEnd {
         check(config.node.unwrap_or(NodeKind::BlockDevice))?;
         let lock = NameLock::take(&config.name)?;
         clean(lock.dir(), &config.name)?;
+        let record = Record::new(&config.name, config.survives)?;
+        NbdFrontEnd::of(config, lock, record, None)
+    }
 
-        let failed = |error: io::Error| Error::io("can't make a connection to the kernel", error);
-        let (ours, kernels) = rustix::net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|e| failed(e.into()))?;
-        // Only ours: the driver's must block.
-        rustix::io::ioctl_fionbio(&ours, true).map_err(|e| failed(e.into()))?;
-        for socket in [&ours, &kernels] {
-            // A smaller one only means more waiting.
-            let _ = set_socket_send_buffer_size_force(socket, SOCKET_BUFFER);
-        }
+    fn of(
+        config: &Config,
+        lock: NameLock,
+        record: Record,
+        found: Option<Disk>,
+    ) -> Result<NbdFrontEnd, Error> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
+            .map_err(|e| Error::io("can't make an epoll descriptor", e))?;
+        let epoll = Arc::new(epoll);
         let longest = config.geometry.max_transfer.min(LARGEST_TRANSFER);
-        let queue = Queue::new(ours, longest).map_err(failed)?;
-        let identifier = identifier(&config.name)?;
-        let record = write_record(lock.dir(), &identifier)?;
         Ok(NbdFrontEnd {
-            fd: queue.fd(),
-            queue: Some(queue),
+            way: Way::Coming,
+            fd: Arc::clone(&epoll),
             geometry: config.geometry,
+            longest,
+            survives: record.survives,
             control: Control::new(Plan {
                 name: config.name.clone(),
                 geometry: config.geometry,
                 longest,
                 partitions: config.partitions,
-                identifier,
+                dir: lock.dir().to_owned(),
                 record,
-                socket: kernels,
+                found,
+                epoll,
             }),
             _lock: lock,
         })
     }
 
+    fn serve(&self, connection: OwnedFd) -> Queue {
+        Queue::new(connection, Arc::clone(&self.fd), self.longest)
+    }
+
+    fn queue(&mut self) -> Option<&mut Queue> {
+        match &mut self.way {
+            Way::Open(queue) => Some(queue),
+            Way::Coming | Way::Abandoned => None,
+        }
+    }
+
     /// Leaves the queue to a work that refuses everything.
     fn abort(&mut self) {
-        if let Some(queue) = self.queue.take() {
-            self.control.abandon(queue);
-        }
+        let queue = match std::mem::replace(&mut self.way, Way::Abandoned) {
+            Way::Open(queue) => Some(*queue),
+            Way::Coming => {
+                let connection = self.control.refuse_connection();
+                connection.map(|connection| self.serve(connection))
+            }
+            Way::Abandoned => return,
+        };
+        self.control.abandon(queue);
     }
 }
 
@@ -261,27 +334,26 @@ impl FrontEnd for NbdFrontEnd {
     }
 
     fn take(&mut self, out: &mut Vec<Request>, pool: &Pool) -> io::Result<()> {
-        match &mut self.queue {
-            Some(queue) => queue.take(out, pool),
-            None => Ok(()),
+        if matches!(self.way, Way::Coming) {
+            if let Some(connection) = self.control.connection() {
+                self.way = Way::Open(Box::new(self.serve(connection)));
+            }
         }
+        self.queue().map_or(Ok(()), |queue| queue.take(out, pool))
     }
 
     fn is_full(&self) -> bool {
-        self.queue.as_ref().is_some_and(Queue::is_full)
+        matches!(&self.way, Way::Open(queue) if queue.is_full())
     }
 
     fn complete(&mut self, completion: Completion, _: &mut Vec<Request>) {
-        if let Some(queue) = &mut self.queue {
+        if let Some(queue) = self.queue() {
             queue.complete(completion);
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match &mut self.queue {
-            Some(queue) => queue.flush(),
-            None => Ok(()),
-        }
+        self.queue().map_or(Ok(()), Queue::flush)
     }
 
     fn start(&mut self) -> Work<Node> {
@@ -292,7 +364,8 @@ impl FrontEnd for NbdFrontEnd {
     fn resize(&mut self, new_size: u64) -> Result<Work<()>, Error> {
         self.geometry = geometry::grown(&self.geometry, new_size)?;
         let control = Arc::clone(&self.control);
-        Ok(Box::new(move || control.resize(new_size)))
+        let answered = self.queue().map(Queue::when_done);
+        Ok(Box::new(move || control.resize(new_size, answered)))
     }
 
     fn in_use(&self) -> Work<Option<String>> {
@@ -309,35 +382,24 @@ impl FrontEnd for NbdFrontEnd {
     }
 
     fn stopped(&self) -> bool {
-        self.queue.as_ref().is_none_or(Queue::closed)
+        match &self.way {
+            Way::Coming => false,
+            Way::Open(queue) => queue.closed(),
+            Way::Abandoned => true,
+        }
+    }
+
+    fn survives(&self) -> bool {
+        self.survives
     }
 }
 
 impl Drop for NbdFrontEnd {
-    /// Takes away what is still there, as a forced stop does.
+    /// Takes away what is still there, as a forced stop does; but for what was to be taken over and was not.
     fn drop(&mut self) {
         self.abort();
         let _ = self.control.stop(true);
     }
-}
-
-/// A name for one use of one device, as no other has it.
-fn identifier(name: &str) -> Result<String, Error> {
-    let mut random = [0; 8];
-    let filled = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-        .map_err(|e| Error::io("there are no random numbers", e))?;
-    debug_assert_eq!(filled, random.len());
-    Ok(format!("dst:{name}:{:016x}", u64::from_ne_bytes(random)))
-}
-
-/// Writes the identifier down, in one step.
-fn write_record(dir: &Path, identifier: &str) -> Result<PathBuf, Error> {
-    let record = dir.join(RECORD);
-    let new = dir.join("nbd.new");
-    fs::write(&new, identifier)
-        .and_then(|()| fs::rename(&new, &record))
-        .map_err(|e| Error::io(format!("can't write {}", record.display()), e))?;
-    Ok(record)
 }
 
 fn check_geometry(geometry: &Geometry) -> Result<(), Error> {
@@ -365,23 +427,7 @@ fn check_geometry(geometry: &Geometry) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A disk that can do everything.
-    pub(super) fn geometry() -> Geometry {
-        Geometry {
-            size: 1 << 20,
-            logical_block: 512,
-            physical_block: 512,
-            max_transfer: 1 << 20,
-            read_only: false,
-            rotational: false,
-            discard: true,
-            discard_granularity: 4096,
-            write_zeroes: true,
-            write_cache: true,
-            fua: true,
-        }
-    }
+    use crate::geometry::tests::geometry;
 
     #[test]
     fn a_geometry_that_the_driver_can_not_show_is_refused() {
@@ -418,11 +464,10 @@ mod tests {
     fn a_record_without_a_device_is_cleaned_up_in_silence_and_no_record_is_nothing() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(clean(dir.path(), "x").unwrap(), Vec::<String>::new());
-        let identifier = identifier("x").unwrap();
-        let record = write_record(dir.path(), &identifier).unwrap();
-        assert!(fs::read_to_string(&record).unwrap().starts_with("dst:x:"));
+        let record = Record::new("x", true).unwrap();
+        record.write(dir.path()).unwrap();
         assert_eq!(clean(dir.path(), "x").unwrap(), Vec::<String>::new());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

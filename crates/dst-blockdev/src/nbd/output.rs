@@ -27,19 +27,21 @@ pub(super) enum Pushed {
     Closed,
 }
 
+/// A reply; or what follows of the data of the one before, without a header.
 #[derive(Debug)]
 struct Answer {
-    header: [u8; REPLY_LEN],
+    header: Option<[u8; REPLY_LEN]>,
     data: Option<Shared>,
 }
 
 impl Answer {
-    fn data(&self) -> &[u8] {
-        self.data.as_deref().unwrap_or_default()
+    fn parts(&self) -> [&[u8]; 2] {
+        let header = self.header.as_ref().map_or(&[][..], |header| header);
+        [header, self.data.as_deref().unwrap_or_default()]
     }
 
     fn len(&self) -> usize {
-        REPLY_LEN + self.data().len()
+        self.parts().iter().map(|part| part.len()).sum()
     }
 }
 
@@ -73,9 +75,18 @@ impl Output {
             Err(error) => (Some(error), None),
         };
         self.queue.push_back(Answer {
-            header: wire::reply(cookie, error),
+            header: Some(wire::reply(cookie, error)),
             data,
         });
+    }
+
+    /// Queues the reply to a READ whose bytes came in `pieces`.
+    pub(super) fn push_pieces(&mut self, cookie: u64, pieces: impl IntoIterator<Item = Shared>) {
+        self.push(cookie, Ok(None));
+        self.queue.extend(pieces.into_iter().map(|data| Answer {
+            header: None,
+            data: Some(data),
+        }));
     }
 
     /// Writes what the socket takes without blocking.
@@ -98,11 +109,7 @@ impl Output {
     fn write_once(&self, socket: BorrowedFd<'_>) -> rustix::io::Result<usize> {
         let mut parts = [IoSlice::new(&[]); 2 * BATCH];
         let mut skip = self.written;
-        let slices = self
-            .queue
-            .iter()
-            .take(BATCH)
-            .flat_map(|answer| [&answer.header[..], answer.data()]);
+        let slices = self.queue.iter().take(BATCH).flat_map(Answer::parts);
         for (part, slice) in parts.iter_mut().zip(slices) {
             // Only the first answer has been begun.
             let (_, rest) = slice.split_at(skip.min(slice.len()));
@@ -151,7 +158,15 @@ mod tests {
             let mut data = pool.get(size);
             data.fill(cookie as u8);
             let data = (size > 0).then(|| data.share());
-            output.push(cookie as u64, Ok(data));
+            match data {
+                // Every second long one in pieces.
+                Some(data) if cookie % 8 == 2 => {
+                    let pieces = [0..100_000, 100_000..100_001, 100_001..size];
+                    let pieces = pieces.map(|piece| data.slice(piece));
+                    output.push_pieces(cookie as u64, pieces);
+                }
+                data => output.push(cookie as u64, Ok(data)),
+            }
         }
         output.push(7, Err(NbdError::Io));
         assert_eq!(output.write(ours.as_fd()).unwrap(), Pushed::Blocked);

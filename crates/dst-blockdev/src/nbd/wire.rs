@@ -82,14 +82,6 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Length of the payload that follows.
-    pub(super) fn payload(&self) -> usize {
-        match self.kind {
-            Kind::Write => self.len as usize,
-            _ => 0,
-        }
-    }
-
     /// The request that `bytes` are; `None` if they are none, after which nothing in the stream can be trusted.
     pub(super) fn decode(bytes: &[u8; REQUEST_LEN]) -> Option<Header> {
         let [magic, kind, cookie_high, cookie_low, offset_high, offset_low, len] = words(bytes);
@@ -140,8 +132,6 @@ pub(super) enum NbdError {
     Inval = 22,
     /// `NBD_ENOSPC`
     NoSpc = 28,
-    /// `NBD_EOVERFLOW`: longer than a request may be.
-    Overflow = 75,
     /// `NBD_ENOTSUP`
     NotSup = 95,
     /// `NBD_ESHUTDOWN`
@@ -200,7 +190,7 @@ pub(super) mod tests {
         assert_eq!(header.flags, request_flag::FUA);
         assert_eq!(header.cookie, 0x0a0b_0c0d_0e0f_1011);
         assert_eq!(header.offset, 0x0102_0304_0506_0708);
-        assert_eq!((header.len, header.payload()), (4096, 4096));
+        assert_eq!(header.len, 4096);
         let mut wrong = bytes;
         wrong[3] ^= 1;
         assert_eq!(Header::decode(&wrong), None);

@@ -22,6 +22,12 @@ pub(super) mod ctrl {
     pub(in super::super) const STOP_DEV: Opcode = opcode::read_write::<CtrlCmd>(b'u', 0x07);
     /// `UBLK_U_CMD_SET_PARAMS`: `addr` leads to [`super::Params`].
     pub(in super::super) const SET_PARAMS: Opcode = opcode::read_write::<CtrlCmd>(b'u', 0x08);
+    /// `UBLK_U_CMD_START_USER_RECOVERY`: the device is made ready for another server.
+    pub(in super::super) const START_USER_RECOVERY: Opcode =
+        opcode::read_write::<CtrlCmd>(b'u', 0x10);
+    /// `UBLK_U_CMD_END_USER_RECOVERY`: the new server takes requests; `data` is its process id.
+    pub(in super::super) const END_USER_RECOVERY: Opcode =
+        opcode::read_write::<CtrlCmd>(b'u', 0x11);
     /// `UBLK_U_CMD_GET_FEATURES` (Linux 6.5): `addr` leads to a u64 to be filled.
     pub(in super::super) const GET_FEATURES: Opcode = opcode::read::<CtrlCmd>(b'u', 0x13);
     /// `UBLK_U_CMD_DEL_DEV_ASYNC`: as `DEL_DEV`, without waiting. No feature bit says whether it is there.
@@ -45,6 +51,10 @@ pub(super) mod io {
 
 /// `UBLK_F_*`: what a driver can do, and what a device is to do.
 pub(super) mod feature {
+    /// `UBLK_F_USER_RECOVERY`: when the server dies, requests wait for another one.
+    pub(in super::super) const USER_RECOVERY: u64 = 1 << 3;
+    /// `UBLK_F_USER_RECOVERY_REISSUE`: and those that the dead one had not answered come again.
+    pub(in super::super) const USER_RECOVERY_REISSUE: u64 = 1 << 4;
     /// `UBLK_F_CMD_IOCTL_ENCODE`
     pub(in super::super) const CMD_IOCTL_ENCODE: u64 = 1 << 6;
     /// `UBLK_F_USER_COPY`: payload moves by `pread` and `pwrite` on `/dev/ublkcN`.
@@ -89,6 +99,8 @@ pub(super) const PARAM_DISCARD: u32 = 1 << 1;
 pub(super) const ANY_ID: u32 = u32::MAX;
 /// `state` of a device with a disk (`UBLK_S_DEV_LIVE`).
 pub(super) const LIVE: u16 = 1;
+/// `state` of a device whose server is dead and whose requests wait (`UBLK_S_DEV_QUIESCED`).
+pub(super) const QUIESCED: u16 = 2;
 /// `queue_id` of a command that is for no queue.
 const NO_QUEUE: u16 = u16::MAX;
 
@@ -161,7 +173,7 @@ impl CtrlCmd {
 pub(super) struct DevInfo {
     pub(super) nr_hw_queues: u16,
     pub(super) queue_depth: u16,
-    /// [`LIVE`] or not.
+    /// [`LIVE`], [`QUIESCED`], or without a disk.
     pub(super) state: u16,
     pub(super) pad0: u16,
     /// Most payload of a request in bytes.
@@ -298,6 +310,8 @@ mod tests {
         assert_eq!(ctrl::START_DEV, 0xc020_7506);
         assert_eq!(ctrl::STOP_DEV, 0xc020_7507);
         assert_eq!(ctrl::SET_PARAMS, 0xc020_7508);
+        assert_eq!(ctrl::START_USER_RECOVERY, 0xc020_7510);
+        assert_eq!(ctrl::END_USER_RECOVERY, 0xc020_7511);
         assert_eq!(ctrl::GET_FEATURES, 0x8020_7513);
         assert_eq!(ctrl::DEL_DEV_ASYNC, 0x8020_7514);
         assert_eq!(ctrl::UPDATE_SIZE, 0xc020_7515);

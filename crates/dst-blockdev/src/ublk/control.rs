@@ -18,9 +18,15 @@ use crate::{Error, ErrorKind};
 
 const PATH: &str = "/dev/ublk-control";
 
-/// How long a command that may wait for others is given. A kernel without the asynchronous command to delete a device waits
-/// until the last one closes it, when the disk is gone already.
+/// How long deleting a device is given. A kernel without the asynchronous command waits until the last one closes it, when
+/// the disk is gone already.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long taking a disk away is given, which writes back what is cached: fails to, as a rule.
+const STOPPING: Duration = Duration::from_secs(2);
+
+/// How long the end of a recovery is given, when every tag fetches. It waits for nothing then.
+const RECOVERING: Duration = Duration::from_secs(10);
 
 type Ring = IoUring<squeue::Entry128>;
 
@@ -173,7 +179,41 @@ impl Control {
             .map_err(|e| Error::io(format!("can't start the ublk device {id}"), e))
     }
 
+    /// Makes a device whose server is dead ready for another one. False: the driver has not noticed the death yet, or what
+    /// the process had open is not closed yet.
+    ///
+    /// Linux before 6.16 refuses (`EINVAL`) a device that is ready already, since another process has died since; so that is
+    /// taken for success. Whether the device can be recovered at all is for the caller to have asked.
+    ///
+    /// # Errors
+    /// `Io`
+    pub(super) fn start_recovery(&mut self, id: u32) -> Result<bool, Error> {
+        match self.plain(ctrl::START_USER_RECOVERY, CtrlCmd::new(id)) {
+            Ok(()) | Err(Errno::INVAL) => Ok(true),
+            Err(Errno::BUSY) => Ok(false),
+            Err(errno) => Err(Error::io(
+                format!("can't recover the ublk device {id}"),
+                errno,
+            )),
+        }
+    }
+
+    /// Lets requests flow to this process, which fetches on every tag.
+    ///
+    /// # Errors
+    /// `Io`
+    pub(super) fn end_recovery(&mut self, id: u32) -> Result<(), Error> {
+        let mut command = CtrlCmd::new(id);
+        command.data = u64::from(std::process::id());
+        let ended = self.patiently(ctrl::END_USER_RECOVERY, command, RECOVERING);
+        ended
+            .unwrap_or(Err(Errno::TIMEDOUT))
+            .map_err(|e| Error::io(format!("can't recover the ublk device {id}"), e))
+    }
+
     /// Writes back what is cached and takes the disk away, whoever has it open. Nothing if it is not there.
+    ///
+    /// What is cached of a device that is made to survive ([`feature::USER_RECOVERY`]) is not written back but fails.
     ///
     /// # Errors
     /// `Io`
@@ -189,7 +229,7 @@ impl Control {
     /// # Errors
     /// `Io`
     pub(super) fn stop_soon(&mut self, id: u32) -> Result<bool, Error> {
-        match self.patiently(ctrl::STOP_DEV, CtrlCmd::new(id)) {
+        match self.patiently(ctrl::STOP_DEV, CtrlCmd::new(id), STOPPING) {
             Some(Ok(()) | Err(Errno::NODEV)) => Ok(true),
             Some(Err(errno)) => Err(Error::io(format!("can't stop the ublk device {id}"), errno)),
             None => Ok(false),
@@ -215,9 +255,9 @@ impl Control {
     pub(super) fn delete(&mut self, id: u32) -> Result<(), Error> {
         let command = CtrlCmd::new(id);
         let deleted = match self.plain(ctrl::DEL_DEV_ASYNC, command) {
-            Err(Errno::OPNOTSUPP | Errno::INVAL) => {
-                self.patiently(ctrl::DEL_DEV, command).unwrap_or(Ok(()))
-            }
+            Err(Errno::OPNOTSUPP | Errno::INVAL) => self
+                .patiently(ctrl::DEL_DEV, command, PATIENCE)
+                .unwrap_or(Ok(())),
             deleted => deleted,
         };
         match deleted {
@@ -247,14 +287,19 @@ impl Control {
         unsafe { self.call(code, command) }
     }
 
-    /// A command without memory, not waited for longer than [`PATIENCE`]: `None` then.
-    fn patiently(&mut self, code: Opcode, command: CtrlCmd) -> Option<Result<(), Errno>> {
+    /// A command without memory, not waited for longer than `patience`: `None` then.
+    fn patiently(
+        &mut self,
+        code: Opcode,
+        command: CtrlCmd,
+        patience: Duration,
+    ) -> Option<Result<(), Errno>> {
         debug_assert!(command.addr == 0 && command.len == 0);
         // SAFETY: it refers to no memory.
         if let Err(errno) = unsafe { self.send(code, command) } {
             return Some(Err(errno));
         }
-        let limit = types::Timespec::from(PATIENCE);
+        let limit = types::Timespec::from(patience);
         let args = types::SubmitArgs::new().timespec(&limit);
         if let Some(ring) = &self.ring {
             // The outcome is in the completion queue, or it is not.

@@ -61,16 +61,34 @@ impl Disk {
             .is_some_and(|text| text.split_whitespace().any(|count| count != "0"))
     }
 
+    /// Its logical block size in bytes.
+    pub(super) fn logical_block(self) -> Option<u32> {
+        self.attribute("queue/logical_block_size")?.parse().ok()
+    }
+
+    /// Whether writes to it are refused.
+    pub(super) fn is_read_only(self) -> bool {
+        self.attribute("ro").is_some_and(|text| text != "0")
+    }
+
     /// Waits for the node, and makes sure that it is this disk and as it was asked for.
     ///
     /// # Errors
     /// `Io`
     pub(super) fn check(self, geometry: &Geometry) -> Result<(), Error> {
         let wrong = |what: &str| Error::new(ErrorKind::Io, format!("{} {what}", self.name()));
-        let read_only = self.attribute("ro").is_some_and(|text| text != "0");
-        if self.size() != Some(geometry.size) || read_only != geometry.read_only {
+        if self.size() != Some(geometry.size) || self.is_read_only() != geometry.read_only {
             return Err(wrong("did not take over the geometry"));
         }
+        self.check_node()
+    }
+
+    /// Waits for the node, and makes sure that it is this disk.
+    ///
+    /// # Errors
+    /// `Io`
+    pub(super) fn check_node(self) -> Result<(), Error> {
+        let wrong = |what: &str| Error::new(ErrorKind::Io, format!("{} {what}", self.name()));
         let number = self.attribute("dev");
         let since = Instant::now();
         loop {
@@ -95,14 +113,20 @@ impl Disk {
         }
     }
 
-    /// Sets what is not among the driver's parameters, and tells in words what differs from the geometry.
-    pub(super) fn tune(self, geometry: &Geometry, transfer: u32) -> Vec<String> {
+    /// Sets what is not among the driver's parameters. The kernel waits with that until every request is answered, so it is
+    /// nothing for a disk that is in use.
+    pub(super) fn tune(self) {
         let queue = self.sysfs().join("queue");
-        // What was refused shows below.
+        // What is refused shows in `differences`; a number of requests that is, costs a delay when the agent dies.
         let _ = fs::write(
             queue.join("read_ahead_kb"),
             params::READ_AHEAD_KIB.to_string(),
         );
+        let _ = fs::write(queue.join("nr_requests"), params::REQUESTS.to_string());
+    }
+
+    /// Tells in words what differs from the geometry.
+    pub(super) fn differences(self, geometry: &Geometry, transfer: u32) -> Vec<String> {
         let mut notes = Vec::new();
         for (attribute, wanted, meaning) in params::announced(geometry, transfer) {
             match self.attribute(&format!("queue/{attribute}")) {

@@ -3,10 +3,9 @@
 //! It needs root and the driver of Linux 6.5 or later (`modprobe ublk_drv`); what else a driver can do is asked of it, not
 //! concluded from a version. A request passes through one driver and is copied once.
 //!
-//! **If the agent dies, the device dies**: no recovery is asked for, so the driver fails every request and removes the disk;
-//! a file system on it has to be unmounted. (A driver before Linux 6.16 that finds every tag taken at that moment notices
-//! only when its oldest request is 30 s old.) What is left then is a device without a disk, which
-//! [`crate::cleanup_stale`] removes.
+//! **If the agent dies, the device waits**, if it was made so ([`Config::survives`]) and the driver can: same node, and I/O
+//! goes on when another process has taken the device over (`recover.rs`). Otherwise the driver fails every request and
+//! removes the disk. [`crate::cleanup_stale`] removes what is left in either case, and fails what waits.
 //!
 //! # States
 //!
@@ -14,6 +13,7 @@
 //! | --- | --- | --- | --- | --- |
 //! | made | `open`: ADD_DEV, SET_PARAMS | there, idle | none | `start` |
 //! | starting | `start`: FETCH on every tag, then START_DEV beside | serves | appears, is read for partitions | START_DEV is done |
+//! | taken over | `recover`: START_USER_RECOVERY | there, idle | there, its requests wait | `start`: FETCH on every tag, then END_USER_RECOVERY beside |
 //! | up | START_DEV | serves | there | `stop`; removed from outside; abort |
 //! | stopping | STOP_DEV, beside | serves what is written back, until every tag is gone | going | every tag is gone |
 //! | stopped | the last tag, an abort, a driver that breaks its word | none | none, or every request fails | dropping it |
@@ -31,6 +31,7 @@
 //! | `params.rs` | what the device announces |
 //! | `disk.rs` | the disk in sysfs and `/dev` |
 //! | `record.rs` | what is written down for a later process |
+//! | `recover.rs` | taking over the device of a dead process |
 //! | `works.rs` | the works that may block |
 
 mod abi;
@@ -39,6 +40,7 @@ mod disk;
 mod params;
 mod queue;
 mod record;
+mod recover;
 mod tags;
 mod works;
 
@@ -63,7 +65,7 @@ use self::works::{Parts, Works};
 use crate::runtime::NameLock;
 use crate::{geometry, node, runtime, Config, Error, ErrorKind, FrontEnd, Node, NodeKind, Work};
 
-/// How long the driver is given to notice that an agent is dead. As a rule it does so at once.
+/// How long the driver is given to notice that an agent is dead before its device is removed. As a rule it does so at once.
 const NOTICING: Duration = Duration::from_secs(2);
 /// Requests at once, as many as the client takes.
 const DEPTH: u16 = 128;
@@ -127,7 +129,7 @@ fn clean(dir: &Path, name: &str) -> Result<Vec<String>, Error> {
 
 /// Has the driver take the disk of a dead agent away.
 ///
-/// It does so by itself once it notices, and a command would only wait with it; and a process with a command that the kernel
+/// It does so by itself once it notices, or has its requests wait, and a command would only wait with it; and a process with a command that the kernel
 /// does not finish can't end. So none is given as long as requests wait for the driver to notice.
 ///
 /// # Errors
@@ -172,12 +174,72 @@ pub struct UblkFrontEnd {
     event: OwnedFd,
     /// As it is now.
     geometry: Geometry,
+    /// The device waits for another process when this one dies.
+    survives: bool,
     works: Arc<Works>,
     /// Held until everything has been taken away.
     _lock: NameLock,
 }
 
+/// Whether a dead front end of this name has left a device that [`UblkFrontEnd::recover`] can take over.
+#[must_use]
+pub fn recoverable(name: &str) -> bool {
+    let dir = runtime::runtime_root().join(name);
+    recover::find(&dir).is_ok_and(|found| found.is_some())
+}
+
+/// Who uses the device that [`UblkFrontEnd::recover`] can take over, in words.
+///
+/// # Errors
+/// `Io`
+pub fn user_of_recoverable(name: &str) -> Result<Option<String>, Error> {
+    let dir = runtime::runtime_root().join(name);
+    match recover::find(&dir)? {
+        Some((_, _, info)) => recover::user(Disk { id: info.dev_id }),
+        None => Ok(None),
+    }
+}
+
+/// An event descriptor, twice.
+fn event() -> Result<(OwnedFd, OwnedFd), Error> {
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    rustix::event::eventfd(0, flags)
+        .map_err(io::Error::from)
+        .and_then(|event| Ok((event.try_clone()?, event)))
+        .map_err(|e| Error::io("can't make an event descriptor", e))
+}
+
+/// What the driver is to know the device by, and what it is to be.
+struct Made {
+    control: Control,
+    mark: Mark,
+    info: DevInfo,
+    /// It was another process's.
+    recovers: bool,
+}
+
 impl UblkFrontEnd {
+    /// Takes over what a dead front end has left; see [`crate::recover`].
+    ///
+    /// # Errors
+    /// Any kind but `Stopped`.
+    pub fn recover(config: &Config) -> Result<Option<UblkFrontEnd>, Error> {
+        let lock = NameLock::take(&config.name)?;
+        let Some((mut control, mark, info)) = recover::find(lock.dir())? else {
+            return Ok(None);
+        };
+        let disk = Disk { id: info.dev_id };
+        recover::check(disk, &config.geometry)?;
+        recover::begin(&mut control, disk)?;
+        let made = Made {
+            control,
+            mark,
+            info,
+            recovers: true,
+        };
+        UblkFrontEnd::of(config, lock, made).map(Some)
+    }
+
     /// Makes the device, without a disk as yet. Whatever a dead front end of the same name has left is removed first.
     ///
     /// # Errors
@@ -189,27 +251,46 @@ impl UblkFrontEnd {
         let lock = NameLock::take(&config.name)?;
         clean(lock.dir(), &config.name)?;
 
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let event = rustix::event::eventfd(0, flags)
-            .map_err(io::Error::from)
-            .and_then(|event| Ok((event.try_clone()?, event)));
-        let (event, events) = event.map_err(|e| Error::io("can't make an event descriptor", e))?;
         let mut control = Control::open()?;
         let mark = Mark::create(lock.dir())?;
         let transfer = params::transfer(&config.geometry, page);
-        let info = match add(&mut control, mark, transfer, config.partitions) {
-            Ok(info) => info,
+        match add(&mut control, mark, transfer, config) {
+            Ok(info) => {
+                let made = Made {
+                    control,
+                    mark,
+                    info,
+                    recovers: false,
+                };
+                UblkFrontEnd::of(config, lock, made)
+            }
             Err(error) => {
                 Mark::remove(lock.dir());
-                return Err(error);
+                Err(error)
             }
-        };
+        }
+    }
+
+    /// A front end of a device that is there.
+    fn of(config: &Config, lock: NameLock, made: Made) -> Result<UblkFrontEnd, Error> {
+        let Made {
+            mut control,
+            mark,
+            info,
+            recovers,
+        } = made;
         let id = info.dev_id;
-        let transfer = transfer.min(info.max_io_buf_bytes);
-        let params = params::params(&config.geometry, transfer);
-        let opened = control
-            .set_params(id, &params)
-            .and_then(|()| Queue::open(id, info.queue_depth, events));
+        let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
+        let transfer = params::transfer(&config.geometry, page).min(info.max_io_buf_bytes);
+        let set = match recovers {
+            // They can't be changed any more.
+            true => Ok(()),
+            false => control.set_params(id, &params::params(&config.geometry, transfer)),
+        };
+        let opened = set.and_then(|()| {
+            let (event, events) = event()?;
+            Ok((event, Queue::open(id, info.queue_depth, events)?))
+        });
         let works = Works::new(Parts {
             name: config.name.clone(),
             disk: Disk { id },
@@ -219,17 +300,21 @@ impl UblkFrontEnd {
             transfer,
             partitions: config.partitions,
             control,
+            recovers,
         });
         match opened {
-            Ok(queue) => Ok(UblkFrontEnd {
+            Ok((event, queue)) => Ok(UblkFrontEnd {
                 queue: Some(queue),
                 event,
                 geometry: config.geometry,
+                survives: info.flags & recover::FLAGS == recover::FLAGS,
                 works,
                 _lock: lock,
             }),
             Err(error) => {
-                let _ = works.stop(true);
+                if works.is_ours() {
+                    let _ = works.stop(true);
+                }
                 Err(error)
             }
         }
@@ -249,11 +334,15 @@ fn add(
     control: &mut Control,
     mark: Mark,
     transfer: u32,
-    partitions: bool,
+    config: &Config,
 ) -> Result<DevInfo, Error> {
     let mut flags = feature::CMD_IOCTL_ENCODE | feature::USER_COPY;
-    if !partitions {
+    if !config.partitions {
         flags |= control.features() & feature::NO_AUTO_PART_SCAN;
+    }
+    // One without the other would fail what is under way, or have it wait for ever.
+    if config.survives && control.features() & recover::FLAGS == recover::FLAGS {
+        flags |= recover::FLAGS;
     }
     control.add(DevInfo {
         nr_hw_queues: 1,
@@ -348,12 +437,18 @@ impl FrontEnd for UblkFrontEnd {
     fn stopped(&self) -> bool {
         self.queue.is_none()
     }
+
+    fn survives(&self) -> bool {
+        self.survives
+    }
 }
 
 impl Drop for UblkFrontEnd {
-    /// Takes away what is still there, as a forced stop does.
+    /// Takes away what is still there, as a forced stop does; unless it waits for another recovery.
     fn drop(&mut self) {
-        self.end();
-        let _ = self.works.stop(true);
+        if self.works.is_ours() {
+            self.end();
+            let _ = self.works.stop(true);
+        }
     }
 }

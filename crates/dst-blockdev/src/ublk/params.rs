@@ -15,6 +15,10 @@ const LONGEST_RANGE: u32 = 1 << 22;
 /// How far to read ahead, in KiB: a remote disk wants more under way than a local one, whose default is 128.
 pub(super) const READ_AHEAD_KIB: u32 = 1024;
 
+/// Requests at once, of [`super::DEPTH`] tags: so that one tag always fetches. A driver before Linux 6.16 notices at once
+/// that its server is dead only if a command of that one is with it; if all tags are taken it takes up to 30 s.
+pub(super) const REQUESTS: u16 = super::DEPTH - 1;
+
 /// Refuses what the driver can't show.
 ///
 /// # Errors

@@ -94,10 +94,12 @@ impl Drop for Descriptors {
 pub(super) struct Queue {
     // Dropped in this order: the driver takes the end of the ring for the end of the server.
     ring: IoUring,
-    descriptors: Descriptors,
+    /// There once every tag fetches: see [`Queue::begin`].
+    descriptors: Option<Descriptors>,
     device: File,
     event: OwnedFd,
     tags: Tags,
+    depth: u16,
 }
 
 impl std::fmt::Debug for Queue {
@@ -119,39 +121,50 @@ impl Queue {
         let path = PathBuf::from(format!("/dev/ublkc{id}"));
         let failed = |error| Error::io(format!("can't open {}", path.display()), error);
         let since = Instant::now();
-        let device = loop {
-            match OpenOptions::new().read(true).write(true).open(&path) {
-                Ok(device) => break device,
-                Err(error) if error.kind() == io::ErrorKind::NotFound && since.elapsed() < NODE => {
-                    thread::sleep(Duration::from_millis(10));
-                }
-                Err(error) => {
-                    return Err(failed(error).with_hint(
+        let device =
+            loop {
+                match OpenOptions::new().read(true).write(true).open(&path) {
+                    Ok(device) => break device,
+                    // Busy: a dead server's is not closed yet.
+                    Err(error)
+                        if matches!(
+                            error.kind(),
+                            io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy
+                        ) && since.elapsed() < NODE =>
+                    {
+                        thread::sleep(Duration::from_millis(10));
+                    }
+                    Err(error) => return Err(failed(error).with_hint(
                         "the kernel makes this node in devtmpfs; a container needs it passed in",
-                    ))
+                    )),
                 }
-            }
-        };
+            };
         let ring = ring(depth, &event).map_err(|e| Error::io("can't set up io_uring", e))?;
         Ok(Queue {
             ring,
             event,
-            descriptors: Descriptors::map(&device, depth).map_err(failed)?,
+            descriptors: None,
             device,
             tags: Tags::new(depth),
+            depth,
         })
     }
 
     /// Begins to fetch on every tag. From now on the queue belongs to the calling thread.
     ///
+    /// All tags by one system call, which a SIGKILL does not cut in two, and before anything of the device is mapped: a
+    /// driver before Linux 6.16 has no way back from a recovery that ends in between (see `recover.rs`).
+    ///
     /// # Errors
-    /// io_uring takes nothing.
+    /// io_uring takes nothing, or the device can't be mapped.
     pub(super) fn begin(&mut self) -> io::Result<()> {
         self.ring.submitter().register_enable_rings()?;
-        for tag in 0..self.descriptors.depth {
+        for tag in 0..self.depth {
             self.push(abi::io::FETCH_REQ, IoCmd::new(tag, 0));
         }
-        self.submit()
+        self.submit()?;
+        self.descriptors = Some(Descriptors::map(&self.device, self.depth)?);
+        Ok(())
     }
 
     /// Takes what has come, as far as there is room for it. Returns false when the disk is gone.
@@ -214,7 +227,9 @@ impl Queue {
 
     /// Reads the request on a tag.
     fn request(&mut self, tag: u16, pool: &Pool) -> Result<Op, Errno> {
-        let asked = Asked::parse(&self.descriptors.get(tag))?;
+        let descriptors = self.descriptors.as_ref();
+        let descriptors = descriptors.expect("no request comes before `begin` is done");
+        let asked = Asked::parse(&descriptors.get(tag))?;
         self.tags.take(tag, &asked);
         Ok(match asked {
             Asked::Read { offset, len } => Op::Read { offset, len },

@@ -44,6 +44,10 @@ pub(super) struct Works {
     /// Largest request in bytes.
     pub(super) transfer: u32,
     pub(super) partitions: bool,
+    /// The disk is there, and waits for END_USER_RECOVERY.
+    recovers: bool,
+    /// Whether the disk is still to be taken away when this is dropped; not one that waits for another recovery.
+    ours: AtomicBool,
     /// START_DEV is on its way.
     starting: AtomicBool,
     /// The queue has ended, or is about to.
@@ -70,6 +74,8 @@ pub(super) struct Parts {
     pub(super) transfer: u32,
     pub(super) partitions: bool,
     pub(super) control: Control,
+    /// It is taken over from a dead process.
+    pub(super) recovers: bool,
 }
 
 impl Works {
@@ -82,6 +88,8 @@ impl Works {
             geometry: parts.geometry,
             transfer: parts.transfer,
             partitions: parts.partitions,
+            recovers: parts.recovers,
+            ours: AtomicBool::new(!parts.recovers),
             starting: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -125,7 +133,10 @@ impl Works {
     pub(super) fn start(&self) -> Result<Node, Error> {
         let mut state = self.state();
         let started = self.start_disk(&mut state).and_then(|()| {
-            self.disk.check(&self.geometry)?;
+            match self.recovers {
+                true => self.disk.check_node()?,
+                false => self.disk.check(&self.geometry)?,
+            }
             let path = self.disk.path();
             let link = node::place(Path::new(NODE_DIR), &self.name, &path, |old| {
                 old == path || disk::is_dangling(old)
@@ -142,13 +153,18 @@ impl Works {
             }),
             Err(error) => {
                 let error = self.blame(error);
-                let _ = self.take_away(&mut state);
+                if !self.recovers {
+                    let _ = self.take_away(&mut state);
+                }
                 Err(error)
             }
         }
     }
 
     fn start_disk(&self, state: &mut State) -> Result<(), Error> {
+        if self.recovers {
+            return self.recover_disk(state);
+        }
         self.starting.store(true, Ordering::SeqCst);
         let started = if self.has_ended() || state.removed {
             Err(Error::new(ErrorKind::Stopped, "the device was stopped"))
@@ -159,8 +175,34 @@ impl Works {
         started
     }
 
+    /// Lets the requests flow that have waited, and gives the disk the size that it has missed.
+    fn recover_disk(&self, state: &mut State) -> Result<(), Error> {
+        if self.has_ended() || state.removed {
+            return Err(Error::new(ErrorKind::Stopped, "the device was stopped"));
+        }
+        let id = self.disk.id;
+        state.control.end_recovery(id)?;
+        self.ours.store(true, Ordering::SeqCst);
+        let grown = self
+            .disk
+            .size()
+            .is_some_and(|size| size < self.geometry.size);
+        if grown && state.control.features() & feature::UPDATE_SIZE != 0 {
+            state.control.update_size(id, self.geometry.size / SECTOR)?;
+        }
+        Ok(())
+    }
+
+    /// Whether dropping the front end is to take the device away.
+    pub(super) fn is_ours(&self) -> bool {
+        self.ours.load(Ordering::SeqCst)
+    }
+
     fn notes(&self, state: &State) -> Vec<String> {
-        let mut notes = self.disk.tune(&self.geometry, self.transfer);
+        if !self.recovers {
+            self.disk.tune();
+        }
+        let mut notes = self.disk.differences(&self.geometry, self.transfer);
         let hides = state.control.features() & feature::NO_AUTO_PART_SCAN != 0;
         if !self.partitions && !hides {
             notes.push("this kernel's ublk driver shows partitions all the same".to_owned());
@@ -230,6 +272,8 @@ impl Works {
     }
 
     /// Writes back what is cached and takes the disk away if nobody uses it. Decides, whatever a look before has missed.
+    ///
+    /// It is for this to write back: stopping a device that is made to survive fails what is still cached.
     fn stop_unused(&self, state: &mut State) -> Result<(), Error> {
         let id = self.disk.id;
         if !self.disk.exists() || !self.mark.is_on(&mut state.control, id)? {

@@ -158,6 +158,7 @@ pub fn config(name: &str, geometry: Geometry, node: NodeKind) -> Config {
         geometry,
         node: Some(node),
         partitions: false,
+        survives: false,
     }
 }
 

@@ -44,11 +44,6 @@ impl Mapping {
         Ok(Mapping { start, len })
     }
 
-    /// Bytes.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
     /// The memory.
     pub fn start(&self) -> NonNull<u8> {
         self.start

@@ -303,7 +303,7 @@ impl RecordFile {
         &self.about
     }
 
-    /// The memory for payload, for a pool. Nobody else may use it: there is one pool, in the process that made the record.
+    /// The memory for payload, for a pool. Nobody else may use it: there is one pool, in the process that holds the lock.
     pub(crate) fn region(&self) -> Box<dyn dst_buf::Region> {
         Box::new(Payload(self.clone()))
     }
@@ -328,18 +328,10 @@ impl RecordFile {
         Record::open(self.cells())
     }
 
-    /// The bytes of a retained write. None: they can't be there.
-    pub fn payload(&self, place: u64, len: u32) -> Option<&[u8]> {
-        let place = usize::try_from(place).ok()?;
-        let len = usize::try_from(len).ok()?;
-        if place.checked_add(len)? > self.shape.payload {
-            return None;
-        }
-        let from = self.shape.payload_at() + place;
-        debug_assert!(from + len <= self.map.len());
-        // SAFETY: within the mapping; the record names the place as that of a retained write, whose bytes nobody writes any
-        // more: the process that had them is dead, and no pool has been made of this mapping by this one.
-        Some(unsafe { std::slice::from_raw_parts(self.map.start().add(from).as_ptr(), len) })
+    /// The cells of the engine's record as they are at this moment.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let cells = self.cells();
+        Snapshot((0..cells.count()).map(|at| cells.load(at)).collect())
     }
 }
 
@@ -389,7 +381,8 @@ fn word(part: &[u8]) -> u64 {
 struct Payload(RecordFile);
 
 // SAFETY: the range begins at a page of the mapping, lies within it (`Shape::file_len`), and the mapping lives as long as this
-// refers to it. One pool is made of it, by the process that made the file; others look at it only when that one is dead.
+// refers to it. One pool is made of it by the process that holds the lock of the directory; others do so only when that one is
+// dead.
 unsafe impl dst_buf::Region for Payload {
     fn start(&self) -> std::ptr::NonNull<u8> {
         // SAFETY: within the mapping.
@@ -425,6 +418,26 @@ impl Cells for Mapped {
 
     fn store(&mut self, at: usize, value: u64) {
         self.words().store(at, value);
+    }
+}
+
+/// Cells as they were once.
+#[derive(Debug)]
+pub(crate) struct Snapshot(Vec<u64>);
+
+impl Cells for Snapshot {
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    fn load(&self, at: usize) -> u64 {
+        self.0.get(at).copied().unwrap_or(0)
+    }
+
+    fn store(&mut self, at: usize, value: u64) {
+        if let Some(cell) = self.0.get_mut(at) {
+            *cell = value;
+        }
     }
 }
 
@@ -481,9 +494,6 @@ mod tests {
             let found = RecordFile::open(&dir, &BOOT).unwrap();
             assert_eq!((found.about(), found.shape()), (&about, SHAPE));
             assert_eq!(found.record().unwrap().holder(), holder());
-            assert_eq!(found.payload(0, 4096), Some(&[0; 4096][..]));
-            assert_eq!(found.payload(1 << 20, 1), None);
-            assert_eq!(found.payload(u64::MAX, u32::MAX), None);
             // A new one takes its place.
             RecordFile::create(&dir, &about, &holder(), SHAPE).unwrap();
             remove(&dir).unwrap();

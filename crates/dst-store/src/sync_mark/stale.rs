@@ -5,6 +5,7 @@
 //! see to the page cache. What goes, lest they pile up where exports come and go:
 //!
 //! - marks of another boot: the boot id is in the continuity hash, and no page cache outlives its boot;
+//! - marks in the form of another version: who opens one makes it anew, whatever it says;
 //! - quiet ones whose export is no longer where it was when it was served last.
 
 use std::ffi::OsString;
@@ -17,6 +18,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 
 use super::{COUNT_AT, MAGIC, PLACE_AT, SIZE};
+
+/// What marks of all versions begin with.
+const FAMILY: &[u8] = b"dstsync";
 
 /// What all names of marks begin with.
 pub(crate) const PREFIX: &str = "sync-";
@@ -121,6 +125,9 @@ fn remove_if_stale(path: &Path) -> io::Result<()> {
 fn is_stale(file: &File) -> io::Result<bool> {
     let mut bytes = [0; SIZE];
     file.read_exact_at(&mut bytes, 0)?;
+    if bytes.starts_with(FAMILY) && !bytes.starts_with(&MAGIC) {
+        return Ok(true);
+    }
     let count = bytes[COUNT_AT..COUNT_AT + 4] != [0; 4];
     let place = Place::decode(&bytes[PLACE_AT..]).filter(|_| bytes.starts_with(&MAGIC));
     Ok(place.is_some_and(|place| place.boot != boot_id() || !count && place.is_deserted()))
@@ -177,6 +184,19 @@ mod tests {
         let (directory, _export, mark) = left_by_a_server(1);
         let file = OpenOptions::new().write(true).open(&mark).unwrap();
         file.write_all_at(b"another boot", PLACE_AT as u64).unwrap();
+        remove_stale(directory.path());
+        assert!(!mark.exists());
+    }
+
+    #[test]
+    fn a_mark_of_another_version_goes_unless_it_is_in_use() {
+        let (directory, _export, mark) = left_by_a_server(1);
+        let file = OpenOptions::new().write(true).open(&mark).unwrap();
+        file.write_all_at(b"dstsync1", 0).unwrap();
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        remove_stale(directory.path());
+        assert!(mark.exists());
+        drop(file);
         remove_stale(directory.path());
         assert!(!mark.exists());
     }

@@ -6,7 +6,7 @@
 //!   the one before.
 //! - A connection that has been idle for [`IDLE`] is closed; one that waits for a detach is not.
 //!
-//! Everybody on this machine may ask how the device is. Only root and the agent's own user may detach it.
+//! Everybody on this machine may ask how the device is. Only root and the agent's own user may change or detach it.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -118,9 +118,11 @@ impl ControlServer {
             }
         };
         match request {
-            Some(Ok(Request::Detach { .. })) if !client.trusted => {
+            Some(Ok(Request::Detach { .. } | Request::HandOver | Request::Resize))
+                if !client.trusted =>
+            {
                 let refusal = Failure::new(Code::Permission, "this device is another user's")
-                    .hint("only root and the user who attached it may detach it");
+                    .hint("only root and the user who attached it may change it");
                 self.reply(poller, id, &Reply::Refused(refusal));
                 None
             }

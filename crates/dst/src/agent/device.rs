@@ -3,17 +3,22 @@
 //!
 //! | stage | entered by | what goes on | next |
 //! | --- | --- | --- | --- |
-//! | starting | creation | the front end's `start` runs beside | up; ended if it fails |
+//! | starting | creation | the front end's `start` runs beside | up; ended if it fails (the process itself if it takes over) |
 //! | up | `start` is done | the device is usable | stopping; orphaned |
 //! | orphaned | the front end went away by itself | a flush | flushing, on detach |
 //! | stopping | detach, a signal | the front end's `stop` runs beside | flushing; up if the device is in use |
 //! | flushing | `stop` is done | the last flush | closing |
 //! | closing | the flush is done | CLOSE | ended |
 //!
+//! A device that was taken over, or that can be, is never removed because something fails here: the process ends, and the
+//! device waits for the next one (`device/succession.rs`).
+//!
 //! Requests are served in every stage, since all work beside needs them served. A forced detach puts an end to requests at
 //! once and a time limit on everything from stopping on; with it the same stages are passed.
 
+mod size;
 mod stages;
+mod succession;
 
 use std::os::fd::AsFd as _;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -60,6 +65,8 @@ pub struct Parts<'a> {
     pub dir: &'a DeviceDir,
     /// The URL, for people.
     pub url: String,
+    /// The device is there and waits; until it is up nothing of it, nor of its session, may end.
+    pub recovers: bool,
     /// Where to say that the device is there.
     pub announcer: &'a mut Announcer,
     /// What asks the agent to end.
@@ -96,6 +103,7 @@ pub struct DeviceLoop<'a> {
     control: ControlServer,
     dir: &'a DeviceDir,
     announcer: &'a mut Announcer,
+    recovers: bool,
     signals: &'a Signals,
     signals_seen: usize,
     log: &'a mut Log,
@@ -110,6 +118,10 @@ pub struct DeviceLoop<'a> {
     flush_pending: bool,
     /// Who waits for the end.
     detachers: Vec<ClientId>,
+    /// Who waits for the device to have the size of the export.
+    resizers: Vec<ClientId>,
+    /// Resizes that run beside.
+    resizes: usize,
     /// Why the device is no longer what it should be.
     broken: Option<String>,
     /// The driver has given up for good.
@@ -177,6 +189,8 @@ impl<'a> DeviceLoop<'a> {
                 url: parts.url,
                 front_end: parts.front.name(),
                 node: None,
+                device_size: parts.driver.geometry().size,
+                not_resized: None,
                 since: now,
             },
             driver: parts.driver,
@@ -186,6 +200,7 @@ impl<'a> DeviceLoop<'a> {
             control,
             dir: parts.dir,
             announcer: parts.announcer,
+            recovers: parts.recovers,
             signals: parts.signals,
             signals_seen: 0,
             log: parts.log,
@@ -197,6 +212,8 @@ impl<'a> DeviceLoop<'a> {
             forced: false,
             flush_pending: false,
             detachers: Vec::new(),
+            resizers: Vec::new(),
+            resizes: 0,
             broken: None,
             driver_failed: false,
             lost: None,
@@ -219,6 +236,9 @@ impl<'a> DeviceLoop<'a> {
     pub fn run(mut self) -> Outcome<Ended> {
         while self.stage != Stage::Ended {
             if let Err(failure) = self.turn() {
+                if self.is_recoverable() {
+                    self.leave(failure);
+                }
                 // Without the event loop there is nothing that could be done in good order.
                 self.log.line(&failure.message);
                 self.failure.get_or_insert(failure);
@@ -333,15 +353,7 @@ impl<'a> DeviceLoop<'a> {
         let shown = matches!(self.stage, Stage::Starting | Stage::Up);
         if let Some(size) = turn.resized.filter(|_| shown) {
             self.log.line(&format!("the export has {size} bytes now"));
-            match self.front.resize(size) {
-                Ok(work) => {
-                    let begun = self.run_beside(work, move |done| Finished::Resized(size, done));
-                    if let Err(failure) = begun {
-                        self.log.line(&format!("can't resize: {failure}"));
-                    }
-                }
-                Err(error) => self.log.line(&format!("can't resize: {error}")),
-            }
+            self.resize(size);
         }
         if let Some(closed) = turn.closed.filter(|_| self.stage == Stage::Closing) {
             if let Err(text) = closed {

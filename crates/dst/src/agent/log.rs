@@ -2,12 +2,16 @@
 //!
 //! Standard error goes to the same file, so that panics and what commands of `dst+exec` print are there too. Everybody
 //! appends, so the file can be cut in place.
+//!
+//! A thread of its own writes the file, and nobody waits for it: the file's pages are of a tmpfs, which may be swapped out to
+//! the very device that this process serves. What comes when many lines wait is counted and lost.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Bytes at which the log is cut.
 const LARGEST: u64 = 256 * 1024;
@@ -15,18 +19,39 @@ const LARGEST: u64 = 256 * 1024;
 /// Bytes that are left after a cut.
 const KEPT: u64 = 64 * 1024;
 
+/// Lines that may wait to be written.
+const WAITING: usize = 256;
+
+/// How long the end waits for what is not written yet.
+const LAST: Duration = Duration::from_secs(1);
+
 /// Where an agent says what happens to it.
 #[derive(Debug)]
 pub struct Log {
     /// Absent in the foreground: standard error is not ours to cut.
-    file: Option<File>,
+    background: Option<Background>,
+}
+
+#[derive(Debug)]
+struct Background {
+    file: File,
+    entries: SyncSender<Entry>,
+    /// Lines that found no room.
+    missed: u64,
+}
+
+/// What the thread is told.
+enum Entry {
+    Line(String),
+    /// To be told when all before it is written.
+    Mark(SyncSender<()>),
 }
 
 impl Log {
     /// A log to standard error.
     #[must_use]
     pub fn foreground() -> Self {
-        Self { file: None }
+        Self { background: None }
     }
 
     /// Opens the file for appending, with access for its owner only.
@@ -40,30 +65,77 @@ impl Log {
             .create(true)
             .mode(0o600)
             .open(path)?;
-        Ok(Self { file: Some(file) })
+        let written = file.try_clone()?;
+        let (entries, incoming) = sync_channel(WAITING);
+        std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || write(written, &incoming))?;
+        Ok(Self {
+            background: Some(Background {
+                file,
+                entries,
+                missed: 0,
+            }),
+        })
     }
 
     /// The file, for standard error.
     #[must_use]
     pub fn file(&self) -> Option<&File> {
-        self.file.as_ref()
+        self.background.as_ref().map(|background| &background.file)
     }
 
-    /// Adds a line. What can't be written is lost: there is nobody to tell.
+    /// Adds a line, without waiting. What can't be written is lost: there is nobody to tell.
     pub fn line(&mut self, text: &str) {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        let line = format!("{} {text}\n", utc(since.as_secs()));
-        match &mut self.file {
-            None => {
-                let _ = io::stderr().write_all(line.as_bytes());
+        let now = utc(since.as_secs());
+        let line = format!("{now} {text}\n");
+        let Some(background) = &mut self.background else {
+            let _ = io::stderr().write_all(line.as_bytes());
+            return;
+        };
+        if background.missed > 0 {
+            let note = format!("{now} {} line(s) are missing here\n", background.missed);
+            if background.entries.try_send(Entry::Line(note)).is_ok() {
+                background.missed = 0;
             }
-            Some(file) => {
+        }
+        if background.entries.try_send(Entry::Line(line)).is_err() {
+            background.missed += 1;
+        }
+    }
+
+    /// Waits a moment for what is not written yet: before the process ends.
+    pub fn finish(&mut self) {
+        if let Some(background) = &self.background {
+            let (mark, written) = sync_channel(1);
+            if background.entries.try_send(Entry::Mark(mark)).is_ok() {
+                let _ = written.recv_timeout(LAST);
+            }
+        }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// Writes what comes until nobody can send any more.
+fn write(mut file: File, entries: &Receiver<Entry>) {
+    for entry in entries {
+        match entry {
+            Entry::Line(line) => {
                 let _ = file.write_all(line.as_bytes());
                 if file.metadata().is_ok_and(|meta| meta.len() > LARGEST) {
-                    let _ = cut(file);
+                    let _ = cut(&mut file);
                 }
+            }
+            Entry::Mark(mark) => {
+                let _ = mark.try_send(());
             }
         }
     }
@@ -125,7 +197,11 @@ mod tests {
         let text = "x".repeat(1000);
         for number in 0..1000 {
             log.line(&format!("{number} {text}"));
+            if number % 100 == 0 {
+                log.finish();
+            }
         }
+        log.finish();
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.len() as u64 <= LARGEST + 1100);
         let numbers: Vec<u32> = text

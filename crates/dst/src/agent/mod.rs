@@ -5,6 +5,7 @@
 //!
 //! | file | subject |
 //! | --- | --- |
+//! | `plan.rs` | what is to be served, and how |
 //! | `device.rs` | the loop: front end, connections, control socket, signals |
 //! | `device/stages.rs` | from attaching to detached |
 //! | `control.rs` | the control socket |
@@ -16,6 +17,7 @@
 mod control;
 mod device;
 mod log;
+pub mod plan;
 mod rates;
 pub mod ready;
 mod report;
@@ -27,18 +29,23 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 
 use dst_blockdev::Preparation;
+use dst_client::recover::Leftovers;
 use dst_client::{Driver, OpenError, Options};
 use dst_net::Address;
 use dst_proto::Status;
 
 use self::device::DeviceLoop;
 use self::log::Log;
+use self::plan::Plan;
 use self::ready::{Announcer, Event};
 use crate::cli::Attach;
 use crate::exit::{Code, Failure, Outcome};
 use crate::leftovers::{self, Fate};
-use crate::runtime_dir::{start_time, AgentInfo, AgentLock, DeviceDir};
+use crate::runtime_dir::{start_time, AgentInfo, AgentLock, DeviceDir, Settings};
 use crate::signals::Signals;
+
+/// Bytes of acknowledged writes that are kept unless another amount is asked for.
+const USUAL_RETAIN: u64 = 256 << 20;
 
 /// `dst agent`: serves a device in the background until it is detached. Its verdict goes to the process that started it;
 /// what is returned is for the log.
@@ -48,13 +55,15 @@ use crate::signals::Signals;
 pub fn run_in_background(options: &Attach) -> Outcome {
     let preparation = dst_blockdev::prepare_agent(true);
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    if !matches!(options.url.address(), Address::Exec { .. }) {
+    let plan = Plan::of(options);
+    let is_command = |plan: &Plan| matches!(plan.url.address(), Address::Exec { .. });
+    if !plan.as_ref().is_ok_and(is_command) {
         // No file system is held by being where we are. A command may have relative paths.
         let _ = std::env::set_current_dir("/");
     }
     let mut announcer =
         Announcer::take_stdout().map_err(Failure::io("can't talk to who started this"))?;
-    let served = serve(options, true, &mut announcer, &preparation);
+    let served = plan.and_then(|plan| serve(&plan, true, &mut announcer, &preparation));
     if let Err(failure) = &served {
         announcer.tell(&Event::Failed(failure.clone()));
     }
@@ -69,47 +78,22 @@ pub fn run_in_background(options: &Attach) -> Outcome {
 pub fn run_in_foreground(options: &Attach, show: impl FnMut(&Event) + Send + 'static) -> Outcome {
     let preparation = dst_blockdev::prepare_agent(false);
     let mut announcer = Announcer::Foreground(Box::new(show));
-    serve(options, false, &mut announcer, &preparation)
-}
-
-/// The device's name: as given, or the export's.
-///
-/// # Errors
-/// There is none, or it can't be a device's.
-pub fn device_name(options: &Attach) -> Outcome<String> {
-    let Some(export) = options.url.export() else {
-        return Err(
-            Failure::new(Code::Usage, format!("{} names no export", options.url)).hint(format!(
-                "`dst list {}` shows what the server has",
-                options.url
-            )),
-        );
-    };
-    match &options.name {
-        Some(name) if dst_blockdev::valid_name(name) => Ok(name.clone()),
-        None if dst_blockdev::valid_name(export) => Ok(export.to_owned()),
-        given => {
-            let name = given.as_deref().unwrap_or(export);
-            Err(Failure::new(
-                Code::Usage,
-                format!("{name:?} can't be the name of a device"),
-            )
-            .hint("give one with --name: letters, digits, '.', '_' and '-'"))
-        }
-    }
+    serve(&Plan::of(options)?, false, &mut announcer, &preparation)
 }
 
 fn serve(
-    options: &Attach,
+    plan: &Plan,
     background: bool,
     announcer: &mut Announcer,
     preparation: &Preparation,
 ) -> Outcome {
     let signals = Signals::install().map_err(Failure::io("can't take signals"))?;
-    let name = device_name(options)?;
-    dst_blockdev::check(options.front_end, None)?;
+    let name = plan.name.as_str();
+    if !plan.recovers {
+        dst_blockdev::check(plan.front_end, None)?;
+    }
 
-    let dir = DeviceDir::create(&name)?;
+    let dir = DeviceDir::create(name)?;
     let lock = dir
         .lock()
         .map_err(Failure::io(format!("can't lock the directory of {name}")))?
@@ -120,33 +104,39 @@ fn serve(
             )
             .hint("choose another name with --name, or detach it first")
         })?;
-    // First, since whoever waits for the device of a dead agent should not have to wait for the server.
-    let removed = dir.clean_up_front_end(&lock)?;
-    // Where that fails everything stays as it is, for another try.
-    let inherited = match leftovers::settle(&dir, &lock, &signals)? {
-        Fate::Nothing => None,
-        Fate::Safe(what) | Fate::Lost(what) => Some(format!("an agent of {name} had died: {what}")),
-    };
     let mut setup = Setup {
-        options,
-        inherited,
-        removed,
-        name,
+        plan,
+        inherited: None,
+        removed: Vec::new(),
         dir: &dir,
         announcer,
         signals: &signals,
         log: Log::foreground(),
     };
+    match (plan.recovers, dst_blockdev::recoverable(name)) {
+        (true, true) => {}
+        (false, false) => setup.settle(&lock)?,
+        // It came to be so since somebody looked.
+        (recovers, _) => {
+            let (what, hint) = match recovers {
+                true => ("has no device that could be taken over", "attach it anew"),
+                false => ("waits since its agent died", "recover it with --recover"),
+            };
+            return Err(Failure::new(Code::Other, format!("{name} {what}")).hint(hint));
+        }
+    }
     let served = setup.serve(background, &lock, preparation);
-    dir.remove(lock);
+    // One that waits is there for another try, with all that belongs to it.
+    if served.is_ok() || !dst_blockdev::recoverable(name) {
+        dir.remove(lock);
+    }
     // Only now is it true.
     served.and_then(device::Ended::tell)
 }
 
 /// What making a device takes.
 struct Setup<'a> {
-    options: &'a Attach,
-    name: String,
+    plan: &'a Plan,
     dir: &'a DeviceDir,
     announcer: &'a mut Announcer,
     signals: &'a Signals,
@@ -158,6 +148,20 @@ struct Setup<'a> {
 }
 
 impl Setup<'_> {
+    /// Makes safe what a dead agent had acknowledged, and takes away what its front end has left.
+    fn settle(&mut self, lock: &AgentLock) -> Outcome {
+        // First, since whoever waits for the device of a dead agent should not have to wait for the server.
+        self.removed = self.dir.clean_up_front_end(lock)?;
+        // Where that fails everything stays as it is, for another try.
+        self.inherited = match leftovers::settle(self.dir, lock, self.signals)? {
+            Fate::Nothing => None,
+            Fate::Safe(what) | Fate::Lost(what) => {
+                Some(format!("an agent of {} had died: {what}", self.plan.name))
+            }
+        };
+        Ok(())
+    }
+
     fn serve(
         &mut self,
         background: bool,
@@ -186,10 +190,14 @@ impl Setup<'_> {
             }
         }
         self.log.line(&format!(
-            "dst {} attaches {} as {}",
+            "dst {} {} {} as {}",
             env!("CARGO_PKG_VERSION"),
-            self.options.url,
-            self.name
+            match self.plan.recovers {
+                true => "goes on with",
+                false => "attaches",
+            },
+            self.plan.url,
+            self.plan.name
         ));
         for missing in unprepared {
             self.log.line(missing);
@@ -199,7 +207,10 @@ impl Setup<'_> {
             self.announcer.tell(&Event::Note { text });
         }
         let mut removed = std::mem::take(&mut self.removed);
-        removed.extend(self.dir.clean_up_after_death(lock)?);
+        let before = self.dir.info().filter(|_| self.plan.recovers);
+        if before.is_none() {
+            removed.extend(self.dir.clean_up_after_death(lock)?);
+        }
         for removed in removed {
             let text = format!("removed what a dead agent had left: {removed}");
             self.log.line(&text);
@@ -207,49 +218,101 @@ impl Setup<'_> {
         }
         self.dir
             .set_info(&AgentInfo {
-                name: self.name.clone(),
+                name: self.plan.name.clone(),
                 pid: std::process::id(),
                 started: start_time(rustix::process::getpid().as_raw_nonzero().get()),
-                url: self.options.url.to_string(),
-                read_only: self.options.read_only,
-                node: None,
-                device: None,
+                url: self.plan.url.to_string(),
+                read_only: self.plan.read_only,
+                node: before.as_ref().and_then(|info| info.node.clone()),
+                device: before.as_ref().and_then(|info| info.device.clone()),
+                export_id: before.and_then(|info| info.export_id),
+                settings: Some(Settings {
+                    front_end: self.plan.front_end.to_string(),
+                    deadline_ms: self
+                        .plan
+                        .deadline
+                        .0
+                        .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
+                    connections: self.plan.connections,
+                    retain: retain(self.plan),
+                    insecure: self.plan.insecure,
+                }),
             })
             .map_err(Failure::io("can't write into the runtime directory"))
     }
 
-    /// Connects and opens the front end. With `locked`, memory for everything that a request needs is set aside first.
+    /// Connects and opens the front end, or takes over what a dead agent had. With `locked`, memory for everything that a
+    /// request needs is set aside first.
     fn make_device(&mut self, locked: bool) -> Outcome<DeviceLoop<'_>> {
-        let driver = self.open_driver(locked)?;
+        // Who only reads has left nothing.
+        let driver = match self.plan.recovers && !self.plan.read_only {
+            true => self.take_over()?,
+            false => self.open_driver(locked)?,
+        };
         if let Some(why) = driver.unrecorded() {
             self.log.line(why);
             let text = why.to_owned();
             self.announcer.tell(&Event::Note { text });
         }
         let geometry = driver.geometry();
-        let front = dst_blockdev::open(
-            self.options.front_end,
-            &dst_blockdev::Config {
-                name: self.name.clone(),
-                geometry,
-                node: None,
-                partitions: true,
-            },
-        )?;
+        let config = dst_blockdev::Config {
+            name: self.plan.name.clone(),
+            geometry,
+            node: None,
+            partitions: true,
+            survives: geometry.read_only || driver.is_recorded(),
+        };
+        let front = match self.plan.recovers {
+            true => dst_blockdev::recover(&config)?.ok_or_else(|| {
+                Failure::new(
+                    Code::NoDevice,
+                    "the device that was to be taken over is gone",
+                )
+            })?,
+            false => dst_blockdev::open(self.plan.front_end, &config)?,
+        };
         DeviceLoop::new(device::Parts {
             driver,
             front,
             dir: self.dir,
-            url: self.options.url.to_string(),
+            url: self.plan.url.to_string(),
+            recovers: self.plan.recovers,
             announcer: self.announcer,
             signals: self.signals,
             log: &mut self.log,
         })
     }
 
+    /// Goes on with the session of a dead agent. The server need not be there.
+    fn take_over(&mut self) -> Outcome<Driver> {
+        let name = &self.plan.name;
+        let failed = |why: String| {
+            Failure::new(
+                Code::Other,
+                format!("the session of {name} can't be taken over: {why}"),
+            )
+            .hint(format!(
+                "`dst detach {name}` makes safe what can be, and removes the device"
+            ))
+        };
+        let left = Leftovers::find(self.dir.path())
+            .map_err(|error| failed(error.to_string()))?
+            .ok_or_else(|| failed("its agent had kept no record".to_owned()))?;
+        let driver = left
+            .take_over(client_options(self.plan)?)
+            .map_err(|error| failed(error.to_string()))?;
+        let status = driver.status();
+        let text = format!(
+            "taken over: session {}, {} bytes in {} retained writes",
+            status.session, status.retained_bytes, status.retained_entries
+        );
+        self.log.line(&text);
+        Ok(driver)
+    }
+
     /// Opens the first session; a read-only export is opened read-only without being asked to.
     fn open_driver(&self, locked: bool) -> Outcome<Driver> {
-        let mut options = client_options(self.options)?;
+        let mut options = client_options(self.plan)?;
         options.record = Some(self.dir.path().to_owned());
         // Where memory can't be locked nothing is gained by having it early.
         options.reserve = locked.then_some(dst_blockdev::IN_FLIGHT);
@@ -263,7 +326,7 @@ impl Setup<'_> {
             }
             opened => opened,
         };
-        opened.map_err(|error| Failure::from_open(&self.options.url, error))
+        opened.map_err(|error| Failure::from_open(&self.plan.url, error))
     }
 
     /// Opens a session on another thread, so that a signal ends the wait.
@@ -292,24 +355,29 @@ impl Setup<'_> {
 }
 
 /// What the client library is to do.
-fn client_options(attach: &Attach) -> Outcome<Options> {
-    let mut options = Options::new(attach.url.clone());
-    options.read_only = attach.read_only;
-    options.deadline = attach.deadline.0;
-    options.connections = attach.connections;
-    options.retain = match attach.retain {
-        Some(retain) => retain.0,
-        // Since all of it is locked, not more than a small machine has to spare.
-        None => options.retain.map(|usual| usual.min(memory() / 8)),
-    };
-    options.insecure = attach.insecure;
-    options.connect_timeout = attach.connect_timeout.0;
+fn client_options(plan: &Plan) -> Outcome<Options> {
+    let mut options = Options::new(plan.url.clone());
+    options.read_only = plan.read_only;
+    options.deadline = plan.deadline.0;
+    options.connections = plan.connections;
+    options.retain = retain(plan);
+    options.insecure = plan.insecure;
+    options.connect_timeout = plan.connect_timeout.0;
     let state = dst_client::identity::state_dir();
     options.identity = dst_client::identity::identity(&state).map_err(Failure::io(format!(
         "can't keep the identity of this client in {}",
         state.display()
     )))?;
     Ok(options)
+}
+
+/// Most bytes of acknowledged writes that are kept; `None`: none are.
+fn retain(plan: &Plan) -> Option<u64> {
+    match plan.retain {
+        Some(retain) => retain.0,
+        // Since all of it is locked, not more than a small machine has to spare.
+        None => Some(USUAL_RETAIN.min(memory() / 8)),
+    }
 }
 
 /// Bytes of memory that this machine has.

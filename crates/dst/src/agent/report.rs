@@ -6,7 +6,7 @@ use dst_blockdev::{Node, NodeKind};
 use dst_client::{Counters, DeviceStatus, Geometry};
 
 use super::rates::Sampler;
-use crate::control::{DeviceReport, Totals};
+use crate::control::{DeviceReport, Limits, Totals};
 
 /// What of a device does not change, or only once.
 #[derive(Debug)]
@@ -19,6 +19,10 @@ pub struct Facts {
     pub front_end: &'static str,
     /// Where it is, once it is there.
     pub node: Option<Node>,
+    /// The size that it shows, in bytes.
+    pub device_size: u64,
+    /// Why that is not the export's.
+    pub not_resized: Option<String>,
     /// When the agent started.
     pub since: Instant,
 }
@@ -70,11 +74,26 @@ pub fn report(
         node: node.map(|node| node.path.clone()),
         device: node.map(|node| node.device.clone()),
         kind: node.map_or_else(String::new, |node| kind_name(node.kind).to_owned()),
-        notes: node.map_or_else(Vec::new, |node| node.notes.clone()),
+        notes: node
+            .into_iter()
+            .flat_map(|node| node.notes.iter())
+            .chain(&facts.not_resized)
+            .cloned()
+            .collect(),
         size: geometry.size,
+        device_size: facts.device_size,
         logical_block: geometry.logical_block,
         physical_block: geometry.physical_block,
         read_only: geometry.read_only,
+        limits: Limits {
+            max_transfer: geometry.max_transfer,
+            rotational: geometry.rotational,
+            discard: geometry.discard,
+            discard_granularity: geometry.discard_granularity,
+            write_zeroes: geometry.write_zeroes,
+            write_cache: geometry.write_cache && !geometry.read_only,
+            fua: geometry.fua,
+        },
         pid: std::process::id(),
         attached_s: now.saturating_duration_since(facts.since).as_secs(),
         session: status.session,
@@ -86,6 +105,7 @@ pub fn report(
         queued: status.queued as u64,
         retained_bytes: status.retained_bytes,
         retained_writes: status.retained_entries,
+        unsettled: false,
         suspects: u64::from(status.suspects),
         reconnects: status.reconnects,
         fresh_sessions: status.fresh_sessions,

@@ -3,10 +3,10 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use super::super::tests::geometry;
 use super::super::wire::tests::read_reply;
 use super::super::wire::REPLY_LEN;
 use super::*;
+use crate::geometry::tests::geometry;
 
 struct Bench {
     queue: Queue,
@@ -22,8 +22,11 @@ impl Bench {
     fn taking(longest: u32) -> Bench {
         let (ours, kernel) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
+        let ours = OwnedFd::from(ours);
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        epoll::add(&epoll, &ours, EventData::new_u64(0), EventFlags::IN).unwrap();
         Bench {
-            queue: Queue::new(ours.into(), longest).unwrap(),
+            queue: Queue::new(ours, Arc::new(epoll), longest),
             kernel,
             pool: Pool::new(1 << 20),
         }
@@ -143,15 +146,108 @@ fn outcomes_in_any_order_find_their_cookies() {
 #[test]
 fn what_can_not_be_served_is_refused_at_once() {
     let mut bench = Bench::new();
-    bench.send(Kind::Read, 0, 1, 0, 65536 + 512);
-    bench.send(Kind::Write, 0, 2, 0, 65536 + 512);
     bench.send(Kind::Write, 0, 3, 0, 0);
     bench.send(Kind::Unknown(9), 0, 4, 0, 512);
     assert!(bench.take().is_empty());
-    assert_eq!(bench.reply(0), (1, 75));
-    assert_eq!(bench.reply(0), (2, 75));
     assert_eq!(bench.reply(0), (3, 22));
     assert_eq!(bench.reply(0), (4, 22));
+}
+
+#[test]
+fn a_read_that_is_too_long_is_read_in_pieces_and_answered_in_order() {
+    let mut bench = Bench::taking(4096);
+    bench.send(Kind::Read, 0, 7, 8192, 4096 * 2 + 512);
+    bench.send(Kind::Flush, 0, 8, 0, 0);
+    let mut requests = bench.take();
+    let ranges: Vec<_> = requests.drain(..3).map(|r| (r.tag, r.op)).collect();
+    let mut data = Vec::new();
+    for (at, (tag, op)) in ranges.iter().enumerate() {
+        let Op::Read { offset, len } = *op else {
+            panic!("{op:?}");
+        };
+        assert_eq!(offset, 8192 + at as u64 * 4096);
+        assert_eq!(len, [4096, 4096, 512][at]);
+        let mut buf = bench.pool.get(len as usize);
+        buf.fill(at as u8 + 1);
+        data.push((*tag, buf.share()));
+    }
+    // The last first, and something else between them.
+    for (tag, data) in data.into_iter().rev() {
+        bench.queue.complete(Completion {
+            tag,
+            result: Ok(Reply::Read(data)),
+        });
+    }
+    bench.queue.complete(Completion {
+        tag: requests[0].tag,
+        result: Ok(Reply::Done),
+    });
+    bench.queue.flush().unwrap();
+    let mut bytes = vec![0; REPLY_LEN + 4096 * 2 + 512];
+    bench.kernel.read_exact(&mut bytes).unwrap();
+    assert_eq!(read_reply(&bytes), (7, 0));
+    for (at, piece) in bytes[REPLY_LEN..].chunks(4096).enumerate() {
+        assert!(piece.iter().all(|byte| *byte == at as u8 + 1));
+    }
+    assert_eq!(bench.reply(0), (8, 0));
+    assert_eq!(bench.pool.outstanding_bytes(), 0);
+}
+
+#[test]
+fn a_write_that_is_too_long_is_written_in_pieces_and_fails_if_one_of_them_does() {
+    for fails in [false, true] {
+        let mut bench = Bench::taking(4096);
+        bench.send(Kind::Write, request_flag::FUA, 7, 8192, 4096 * 2 + 512);
+        bench.send(Kind::Write, 0, 8, 0, 512);
+        let requests = bench.take();
+        assert_eq!(requests.len(), 4);
+        for (at, request) in requests.iter().take(3).enumerate() {
+            let Op::Write {
+                offset, data, fua, ..
+            } = &request.op
+            else {
+                panic!("{request:?}");
+            };
+            assert_eq!(*offset, 8192 + at as u64 * 4096);
+            assert_eq!(data[..], vec![7; [4096, 4096, 512][at]]);
+            assert!(*fua);
+        }
+        for request in requests.iter().rev() {
+            let result = match fails && request.tag == requests[1].tag {
+                true => Err(IoError::NoSpace),
+                false => Ok(Reply::Done),
+            };
+            bench.queue.complete(Completion {
+                tag: request.tag,
+                result,
+            });
+        }
+        bench.queue.flush().unwrap();
+        assert_eq!(bench.reply(0), (8, 0));
+        assert_eq!(bench.reply(0), (7, if fails { 28 } else { 0 }));
+    }
+}
+
+#[test]
+fn who_waits_for_what_is_under_way_does_not_wait_for_what_comes_later() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.queue.when_done().try_recv(), Ok(()));
+    bench.send(Kind::Read, 0, 1, 0, 512);
+    bench.send(Kind::Flush, 0, 2, 0, 0);
+    let before = bench.take();
+    let told = bench.queue.when_done();
+    bench.send(Kind::Flush, 0, 3, 0, 0);
+    let after = bench.take();
+    for request in before {
+        assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
+        bench.queue.complete(refused(request.tag));
+    }
+    assert_eq!(told.try_recv(), Ok(()));
+    // The end of the queue is the end of waiting.
+    let told = bench.queue.when_done();
+    bench.queue.close();
+    assert_eq!(told.recv(), Err(mpsc::RecvError));
+    bench.queue.complete(refused(after[0].tag));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use dst_blockdev::{Error as FrontError, Node};
+use dst_blockdev::{Error as FrontError, Node, NodeKind};
 use dst_client::{Op, Request};
 
 use super::{DeviceLoop, Finished, Stage, CLOSING, FLUSH_TAG, FORCED};
@@ -11,6 +11,7 @@ use crate::agent::ready::{Event, Ready};
 use crate::agent::report;
 use crate::control::{Reply, Request as ControlRequest};
 use crate::exit::{Code, Failure};
+use crate::udev;
 
 impl DeviceLoop<'_> {
     pub(super) fn submit_flush(&mut self) {
@@ -63,12 +64,7 @@ impl DeviceLoop<'_> {
                     self.works -= 1;
                     self.front_stop_done(stopped);
                 }
-                Finished::Resized(size, Ok(())) => {
-                    self.log.line(&format!("the device has {size} bytes now"));
-                }
-                Finished::Resized(_, Err(error)) => {
-                    self.log.line(&format!("can't resize: {error}"))
-                }
+                Finished::Resized(size, done) => self.resized(size, done),
             }
         }
     }
@@ -84,11 +80,15 @@ impl DeviceLoop<'_> {
                 if let Some(mut info) = self.dir.info() {
                     info.node = Some(node.path.clone());
                     info.device = Some(node.device.clone());
+                    info.export_id = Some(self.driver.status().export_id);
                     // The server may have said so.
                     info.read_only = self.driver.geometry().read_only;
                     if let Err(error) = self.dir.set_info(&info) {
                         self.log
                             .line(&format!("can't write down where it is: {error}"));
+                    }
+                    if node.kind == NodeKind::BlockDevice {
+                        udev::announce(&node.device);
                     }
                 }
                 let geometry = self.driver.geometry();
@@ -104,12 +104,17 @@ impl DeviceLoop<'_> {
                     notes: node.notes.clone(),
                     pid: std::process::id(),
                 }));
+                let device = (node.kind == NodeKind::BlockDevice).then(|| node.device.clone());
                 self.facts.node = Some(node);
                 self.stage = Stage::Up;
+                if let Some(device) = device {
+                    self.look_at_size(&device);
+                }
             }
             Ok(_) if self.works == 0 => self.begin_end(),
             // A stop is on its way.
             Ok(_) => {}
+            Err(error) if self.is_taking_over() => self.leave(error.into()),
             Err(error) => {
                 self.log.line(&error.to_string());
                 self.failure.get_or_insert(error.into());
@@ -197,6 +202,7 @@ impl DeviceLoop<'_> {
         self.signals_seen = count;
         self.log.line("a signal asks to end");
         match self.stage {
+            Stage::Starting if self.recovers => self.leave(Failure::interrupted()),
             Stage::Starting => self.stop(true),
             // Where it is in use this changes nothing: data is worth more than obedience.
             _ => self.stop(false),
@@ -228,6 +234,8 @@ impl DeviceLoop<'_> {
                 let reply = Reply::Status(Box::new(report));
                 self.control.reply(poller, client, &reply);
             }
+            ControlRequest::Resize => self.resize_for(client),
+            ControlRequest::HandOver => self.hand_over(client),
             ControlRequest::Detach { force: false } if self.stage == Stage::Starting => {
                 let refusal = Failure::new(Code::InUse, "the device is still being attached")
                     .hint("try again when it is there, or give --force");
