@@ -8,7 +8,7 @@ use rustix::process::{kill_process, Pid, Signal};
 
 use crate::campaigns;
 use crate::interrupt;
-use crate::lab::Plan;
+use crate::lab::{Form, Plan};
 use crate::report::Outcome;
 use crate::results::Results;
 use crate::wait;
@@ -26,7 +26,7 @@ pub fn run(plan: &Plan, keep: Option<&Path>, json: bool) -> Result<bool> {
         if !plan.wants(campaign.name) {
             continue;
         }
-        if results.has_passed(campaign.name, plan.pick("full", "short")) {
+        if results.has_passed(campaign.name, plan) {
             eprintln!("{} has passed already for this commit", campaign.name);
             continue;
         }
@@ -52,9 +52,15 @@ fn run_one(name: &str, plan: &Plan) -> Result<Outcome> {
     command
         .args([name, "--json", "--seed", &plan.seed.to_string(), "--dst"])
         .arg(&plan.dst);
-    if plan.short {
-        command.arg("--short");
+    match plan.form {
+        Form::Full => {}
+        Form::Short => drop(command.arg("--short")),
+        Form::Quick => drop(command.arg("--quick")),
     }
+    if let Some(front_end) = plan.front_end.name() {
+        command.args(["--front-end", front_end]);
+    }
+    command.args(["--patience", &wait::patience().to_string()]);
     if plan.keep {
         command.arg("--keep");
     }
@@ -75,7 +81,7 @@ fn run_one(name: &str, plan: &Plan) -> Result<Outcome> {
     let text = std::fs::read_to_string(output.path())?;
     let outcome = serde_json::from_str(&text).ok();
     Ok(outcome.unwrap_or_else(|| {
-        let mut report = crate::report::Report::new(name, plan.short, plan.seed);
+        let mut report = crate::report::Report::new(name, plan);
         let said = text.trim();
         let error =
             anyhow::anyhow!("the campaign's process ended without a result ({ended:?}) {said}");

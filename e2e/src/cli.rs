@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 
 use crate::campaigns::{self, Campaign};
-use crate::lab::{sweep, Plan};
-use crate::{all, hog, interrupt};
+use crate::lab::{sweep, Form, FrontEnd, Plan};
+use crate::{all, hog, interrupt, results, wait};
 
 /// End-to-end campaigns of DST on real devices. Needs root.
 #[derive(Debug, Parser)]
@@ -23,6 +23,8 @@ enum Command {
     All(All),
     /// Removes what a campaign has left that was killed by SIGKILL
     Clean,
+    /// Reads on standard input what campaigns on another machine have printed with --result, and keeps it
+    Keep(Keep),
     /// Takes memory and holds it; started by the memory campaign
     #[command(hide = true)]
     Hog {
@@ -62,6 +64,15 @@ pub struct Common {
     /// The short form, for every change
     #[arg(long)]
     pub short: bool,
+    /// A form that is shorter still, for emulated machines
+    #[arg(long, conflicts_with = "short")]
+    pub quick: bool,
+    /// What makes the block devices
+    #[arg(long, value_enum, default_value_t = FrontEnd::Auto)]
+    pub front_end: FrontEnd,
+    /// How many times slower than others this machine may be before what is slow counts as hanging
+    #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub patience: u32,
     /// The binary under test; the newest of the target directory unless given
     #[arg(long, value_name = "PATH")]
     pub dst: Option<PathBuf>,
@@ -71,6 +82,9 @@ pub struct Common {
     /// Print the result as JSON on standard output
     #[arg(long)]
     pub json: bool,
+    /// Print the result for `keep` on standard output
+    #[arg(long, conflicts_with = "json")]
+    pub result: bool,
     /// Only cases whose name contains this
     #[arg(long, value_name = "TEXT")]
     pub only: Option<String>,
@@ -85,15 +99,26 @@ pub struct All {
     #[command(flatten)]
     common: Common,
     /// The full form (the default without --short)
-    #[arg(long, conflicts_with = "short")]
+    #[arg(long, conflicts_with_all = ["short", "quick"])]
     full: bool,
     /// Keep results in this file, and skip what it says this commit has passed
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
 }
 
+/// Options of `keep`.
+#[derive(Debug, Args)]
+pub struct Keep {
+    /// The commit of what was tested; that of the current directory unless given
+    #[arg(long)]
+    commit: Option<String>,
+    /// Where
+    file: PathBuf,
+}
+
 impl Common {
     fn plan(&self) -> Result<Plan> {
+        wait::set_patience(self.patience);
         let seed = match self.seed {
             Some(seed) => seed,
             None => {
@@ -107,7 +132,12 @@ impl Common {
             None => beside_this_binary()?,
         };
         Ok(Plan {
-            short: self.short,
+            form: match (self.quick, self.short) {
+                (true, _) => Form::Quick,
+                (_, true) => Form::Short,
+                _ => Form::Full,
+            },
+            front_end: self.front_end,
             seed,
             dst,
             keep: self.keep,
@@ -135,6 +165,12 @@ impl Cli {
                 }
                 return Ok(true);
             }
+            Command::Keep(keep) => {
+                let printed = std::io::read_to_string(std::io::stdin())?;
+                let kept = results::keep(&keep.file, keep.commit.as_deref(), &printed)?;
+                println!("{kept} results in {}", keep.file.display());
+                return Ok(kept > 0);
+            }
             Command::Hog { bytes } => hog::take_and_hold(bytes),
             Command::All(all) => {
                 interrupt::install()?;
@@ -158,13 +194,15 @@ impl Cli {
         let outcome = campaigns::run(&campaign, &plan)?;
         if common.json {
             println!("{}", serde_json::to_string_pretty(&outcome)?);
+        } else if common.result {
+            println!("{}{}", results::RESULT, serde_json::to_string(&outcome)?);
         } else {
             for failed in &outcome.failed {
                 println!("  {failed}");
             }
         }
         eprintln!("{}", outcome.line());
-        if !common.json {
+        if !common.json && !common.result {
             println!("{}", outcome.line());
         }
         Ok(outcome.pass)

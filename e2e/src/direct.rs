@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context as _, Result};
 
-use crate::interrupt;
+use crate::{interrupt, wait};
 
 /// What direct I/O must be aligned to.
 const ALIGN: usize = 4096;
@@ -123,7 +123,7 @@ impl<T: Send + 'static> Pending<T> {
     /// # Errors
     /// It has not ended within the bound.
     pub fn outcome(self, bound: Duration) -> Result<(T, Duration)> {
-        let until = Instant::now() + bound;
+        let until = Instant::now() + wait::patient(bound);
         loop {
             interrupt::check()?;
             match self.outcome.recv_timeout(Duration::from_millis(100)) {

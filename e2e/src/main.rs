@@ -4,6 +4,10 @@
 //! begins with PASS or FAIL, with counts and the seed that repeats it, and leaves nothing behind: [`lab::sweep`] finds
 //! everything that a campaign has made, after success, failure, panic and signals. (After SIGKILL: `e2e clean`.)
 //!
+//! With `--front-end` all devices of a campaign are of that front end. `plug` and `powercut` run in the guest, too, for the
+//! kernel's ublk and nbd drivers: `vm/tests/campaign.sh`, with `--quick` where there is little time, and `--patience`, since an
+//! emulated machine is slow. `e2e keep FILE` collects what they print there.
+//!
 //! | file | subject |
 //! | --- | --- |
 //! | `campaigns/` | one file per campaign or part of one |

@@ -8,14 +8,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::interrupt;
+use crate::lab::Plan;
 
 /// The result of one campaign, as it is printed and kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
     /// Its name.
     pub campaign: String,
-    /// `short` or `full`.
+    /// `full`, `short` or `quick`.
     pub form: String,
+    /// The front end that was asked for, if one was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub front_end: Option<String>,
     /// Every case passed.
     pub pass: bool,
     /// What repeats it.
@@ -51,8 +55,10 @@ impl Outcome {
             0 => String::new(),
             n => format!(", {n} skipped"),
         };
+        let front_end = self.front_end.as_ref();
+        let front_end = front_end.map_or_else(String::new, |name| format!(" on {name}"));
         format!(
-            "{} {} ({}): {} cases passed, {} failed{skipped}{counts}, seed {}, {:.1} s",
+            "{} {}{front_end} ({}): {} cases passed, {} failed{skipped}{counts}, seed {}, {:.1} s",
             if self.pass { "PASS" } else { "FAIL" },
             self.campaign,
             self.form,
@@ -72,13 +78,14 @@ pub struct Report {
 
 impl Report {
     /// Of a campaign that starts now.
-    pub fn new(campaign: &str, short: bool, seed: u64) -> Report {
+    pub fn new(campaign: &str, plan: &Plan) -> Report {
         Report {
             outcome: Outcome {
                 campaign: campaign.to_owned(),
-                form: if short { "short" } else { "full" }.to_owned(),
+                form: plan.form.name().to_owned(),
+                front_end: plan.front_end.name().map(str::to_owned),
                 pass: false,
-                seed,
+                seed: plan.seed,
                 seconds: 0.0,
                 passed: 0,
                 failed: Vec::new(),
@@ -167,10 +174,11 @@ pub fn say(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::Form;
 
     #[test]
     fn one_failed_case_fails_the_campaign_and_nothing_is_no_pass() {
-        let mut report = Report::new("x", true, 1);
+        let mut report = Report::new("x", &Plan::for_test(Form::Short));
         assert!(!report.clone_for_test().finish().pass);
         report.case("good", |_| Ok(()));
         assert!(report.clone_for_test().finish().pass);

@@ -6,7 +6,13 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::lab::Plan;
 use crate::report::Outcome;
+
+/// A result on a line of its own begins so.
+pub const RESULT: &str = "result: ";
+/// A line with the kernel release begins so.
+const KERNEL: &str = "kernel: ";
 
 /// See the [module](self).
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -33,7 +39,14 @@ impl Results {
     /// # Errors
     /// The file can't be read, or is something else.
     pub fn load(path: Option<&Path>) -> Result<Results> {
-        let commit = commit();
+        Results::of(path, &commit())
+    }
+
+    /// The same for a commit that is known.
+    ///
+    /// # Errors
+    /// As [`Results::load`].
+    fn of(path: Option<&Path>, commit: &str) -> Result<Results> {
         let mut kept = Kept::default();
         if let Some(path) = path.filter(|path| path.exists()) {
             let text = std::fs::read_to_string(path)?;
@@ -44,7 +57,7 @@ impl Results {
                 kept = Kept::default();
             }
         }
-        kept.commit = commit;
+        commit.clone_into(&mut kept.commit);
         kept.kernel = rustix::system::uname()
             .release()
             .to_string_lossy()
@@ -55,14 +68,15 @@ impl Results {
         })
     }
 
-    /// Whether a campaign has passed in this form.
-    pub fn has_passed(&self, name: &str, form: &str) -> bool {
-        let of_name = |o: &&Outcome| o.campaign == name && o.form == form;
-        self.kept
-            .campaigns
-            .iter()
-            .find(of_name)
-            .is_some_and(|o| o.pass)
+    /// Whether a campaign has passed as it is planned.
+    pub fn has_passed(&self, name: &str, plan: &Plan) -> bool {
+        let planned = |o: &&Outcome| {
+            o.campaign == name
+                && o.form == plan.form.name()
+                && o.front_end.as_deref() == plan.front_end.name()
+        };
+        let kept = self.kept.campaigns.iter().find(planned);
+        kept.is_some_and(|o| o.pass)
     }
 
     /// Adds a result, in place of an older one, and writes the file.
@@ -72,7 +86,7 @@ impl Results {
     pub fn add(&mut self, outcome: Outcome) -> Result<()> {
         self.kept
             .campaigns
-            .retain(|o| o.campaign != outcome.campaign);
+            .retain(|o| (&o.campaign, &o.front_end) != (&outcome.campaign, &outcome.front_end));
         self.kept.campaigns.push(outcome);
         self.kept.date = now();
         let Some(path) = &self.path else {
@@ -110,6 +124,34 @@ impl Results {
     }
 }
 
+/// Keeps what campaigns have printed on another machine, one result a line, behind [`RESULT`]; its kernel release is on a line
+/// behind [`KERNEL`]. Anything else is passed over. How many results there were.
+///
+/// # Errors
+/// There is no kernel release, a result is none, the file can't be written.
+pub fn keep(path: &Path, commit_tested: Option<&str>, printed: &str) -> Result<usize> {
+    let own;
+    let commit = match commit_tested {
+        Some(commit) => commit,
+        None => {
+            own = commit();
+            &own
+        }
+    };
+    let mut results = Results::of(Some(path), commit)?;
+    let after = |line: &str, word| line.trim().strip_prefix(word).map(str::to_owned);
+    let kernel = printed.lines().find_map(|line| after(line, KERNEL));
+    results.kept.kernel = kernel.context("nothing says which kernel it was")?;
+    let lines: Vec<String> = printed
+        .lines()
+        .filter_map(|line| after(line, RESULT))
+        .collect();
+    for line in &lines {
+        results.add(serde_json::from_str(line).with_context(|| line.clone())?)?;
+    }
+    Ok(lines.len())
+}
+
 fn said(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
@@ -134,4 +176,44 @@ fn commit() -> String {
 
 fn now() -> String {
     said("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"]).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::{Form, FrontEnd};
+    use crate::report::Report;
+
+    #[test]
+    fn what_a_guest_printed_is_kept_for_each_campaign_and_front_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm.json");
+        let result = |name: &str, front_end| {
+            let mut plan = Plan::for_test(Form::Full);
+            plan.front_end = front_end;
+            let mut report = Report::new(name, &plan);
+            report.case("a case", |_| Ok(()));
+            format!(
+                "{RESULT}{}",
+                serde_json::to_string(&report.finish()).unwrap()
+            )
+        };
+        let printed = format!(
+            "kernel: 6.12.1\r\n  ok    a case\n{}\r\n{}\n",
+            result("plug", FrontEnd::Ublk),
+            result("plug", FrontEnd::Nbd)
+        );
+        assert_eq!(keep(&path, Some("abc"), &printed).unwrap(), 2);
+        let later = format!("{}\nkernel: 6.12.1\n", result("powercut", FrontEnd::Nbd));
+        assert_eq!(keep(&path, Some("abc"), &later).unwrap(), 1);
+        let kept = Results::of(Some(&path), "abc").unwrap();
+        let file = std::fs::read_to_string(&path).unwrap();
+        assert!(file.contains("\"kernel\": \"6.12.1\""), "{file}");
+        assert_eq!(kept.lines().len(), 3);
+        let mut plan = Plan::for_test(Form::Full);
+        assert!(!kept.has_passed("plug", &plan));
+        plan.front_end = FrontEnd::Nbd;
+        assert!(kept.has_passed("plug", &plan));
+        assert!(keep(&path, Some("abc"), "nothing").is_err());
+    }
 }

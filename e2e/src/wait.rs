@@ -1,5 +1,6 @@
 //! Waiting for a condition: looked at again and again, with a bound, and ended early when the campaign is.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Result};
@@ -11,6 +12,24 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 /// Longest pause between two looks.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
+/// By how much bounds are longer than on an ordinary machine.
+static PATIENCE: AtomicU32 = AtomicU32::new(1);
+
+/// Makes all bounds of this process so many times longer. They only tell what hangs from what is slow.
+pub fn set_patience(times: u32) {
+    PATIENCE.store(times, Ordering::Relaxed);
+}
+
+/// What was set.
+pub fn patience() -> u32 {
+    PATIENCE.load(Ordering::Relaxed)
+}
+
+/// A bound on this machine.
+pub fn patient(bound: Duration) -> Duration {
+    bound * patience()
+}
+
 /// Waits until `found` gives something.
 ///
 /// # Errors
@@ -20,6 +39,7 @@ pub fn find<T>(
     bound: Duration,
     mut found: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
+    let bound = patient(bound);
     let start = Instant::now();
     let mut pause = FIRST_PAUSE;
     loop {

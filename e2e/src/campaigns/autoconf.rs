@@ -277,7 +277,7 @@ fn huge(lab: &Lab) -> Result<()> {
         "it can be written beyond its end"
     );
     drop(file);
-    if !lab.plan.short {
+    if !lab.plan.short() {
         command::ok(cmd("mkfs.xfs", ["-q", "-f"]).arg(device.block()), SOON * 4)?;
         let mount = Mount::new(lab, Kind::Xfs, device.block(), "")?;
         std::fs::write(mount.point().join("x"), &data[0])?;

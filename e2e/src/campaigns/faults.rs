@@ -65,10 +65,10 @@ impl Fault {
 /// The faults of a campaign in their order.
 pub fn schedule(plan: &Plan, rng: &mut Rng) -> Vec<Fault> {
     let mut faults = Vec::new();
-    for _ in 0..plan.pick(20, 3) {
+    for _ in 0..plan.pick_of(20, 3, 1) {
         faults.push(Fault::Kill(rng.millis(0..400)));
     }
-    for n in 0..plan.pick(50, 10) {
+    for n in 0..plan.pick_of(50, 10, 3) {
         // Mid-frame cuts near and far, some within the few hundred bytes of a reconnect.
         faults.push(match n % 3 {
             0 => Fault::Reset,
@@ -76,21 +76,21 @@ pub fn schedule(plan: &Plan, rng: &mut Rng) -> Vec<Fault> {
             _ => Fault::Cut(rng.below(1..700)),
         });
     }
-    for _ in 0..plan.pick(5, 1) {
+    for _ in 0..plan.pick_of(5, 1, 0) {
         faults.push(Fault::Stall(rng.millis(500..2500)));
         faults.push(Fault::LoseClient);
         faults.push(Fault::EndUpstream);
         faults.push(Fault::Drain(rng.millis(0..300)));
     }
-    for _ in 0..plan.pick(3, 1) {
+    for _ in 0..plan.pick_of(3, 1, 0) {
         faults.push(Fault::LoseServer);
     }
-    for _ in 0..plan.pick(20, 4) {
+    for _ in 0..plan.pick_of(20, 4, 1) {
         // Nearly all of it is payload.
         faults.push(Fault::Flip(rng.below(1..400_000)));
     }
-    faults.push(Fault::Freeze(Duration::from_secs(plan.pick(10, 3))));
-    faults.push(Fault::Outage(Duration::from_secs(plan.pick(180, 20))));
+    faults.push(Fault::Freeze(Duration::from_secs(plan.pick_of(10, 3, 1))));
+    faults.push(Fault::Outage(Duration::from_secs(plan.pick_of(180, 20, 2))));
     rng.shuffle(&mut faults);
     faults
 }
@@ -176,24 +176,19 @@ fn one(fault: Fault, server: &mut Server<'_>, proxy: &Proxy, rng: &mut Rng) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::Form;
 
     #[test]
     fn the_schedule_is_that_of_the_issue_and_repeats() {
-        let plan = |short| Plan {
-            short,
-            seed: 1,
-            dst: "dst".into(),
-            keep: false,
-            only: None,
-        };
+        let plan = Plan::for_test;
         let count =
             |faults: &[Fault], name: &str| faults.iter().filter(|f| f.name() == name).count();
-        let full = schedule(&plan(false), &mut Rng::new(1));
-        assert_eq!(full, schedule(&plan(false), &mut Rng::new(1)));
+        let full = schedule(&plan(Form::Full), &mut Rng::new(1));
+        assert_eq!(full, schedule(&plan(Form::Full), &mut Rng::new(1)));
         assert_eq!((count(&full, "kills"), count(&full, "resets")), (20, 50));
         assert!(full.contains(&Fault::Freeze(Duration::from_secs(10))));
         assert!(full.contains(&Fault::Outage(Duration::from_secs(180))));
-        let short = schedule(&plan(true), &mut Rng::new(1));
+        let short = schedule(&plan(Form::Short), &mut Rng::new(1));
         assert_eq!((count(&short, "kills"), count(&short, "resets")), (3, 10));
         assert!(short.contains(&Fault::Outage(Duration::from_secs(20))));
     }

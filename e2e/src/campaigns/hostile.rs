@@ -99,7 +99,7 @@ fn against_server(lab: &Lab, report: &mut Report) -> Result<()> {
             let mut target = Target {
                 addr: server.addr(),
                 rng: lab.rng(100 + at as u64),
-                short: lab.plan.short,
+                short: lab.plan.short(),
             };
             let start = Instant::now();
             let result = case(&mut target).and_then(|()| server.check_alive());

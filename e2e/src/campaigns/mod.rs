@@ -30,6 +30,7 @@ use anyhow::{anyhow, Result};
 use crate::interrupt;
 use crate::lab::{Lab, Plan};
 use crate::report::{Outcome, Report};
+use crate::wait;
 
 /// One campaign.
 #[derive(Clone, Copy)]
@@ -87,8 +88,8 @@ pub const ALL: [Campaign; 8] = [
 /// There can't be one: not root, no binary.
 pub fn run(campaign: &Campaign, plan: &Plan) -> Result<Outcome> {
     let lab = Lab::new(plan)?;
-    let mut report = Report::new(campaign.name, plan.short, plan.seed);
-    let form = plan.pick("full", "short");
+    let mut report = Report::new(campaign.name, plan);
+    let form = plan.form.name();
     eprintln!(
         "{} ({form}), seed {}, {}",
         campaign.name,
@@ -96,7 +97,7 @@ pub fn run(campaign: &Campaign, plan: &Plan) -> Result<Outcome> {
         lab.root().display()
     );
     let seconds = plan.pick(campaign.full_bound, campaign.short_bound);
-    interrupt::set_bound(campaign.name, Duration::from_secs(seconds));
+    interrupt::set_bound(campaign.name, wait::patient(Duration::from_secs(seconds)));
     let start = Instant::now();
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| (campaign.run)(&lab, &mut report)));
     let result = result.unwrap_or_else(|panic| {

@@ -11,20 +11,23 @@ use anyhow::{Context as _, Result};
 use super::faults;
 use crate::fio::{self, Job};
 use crate::lab::device::Device;
-use crate::lab::fsys::{self, Kind, Mount};
+use crate::lab::fsys::{self, Extent, Kind, Mount};
 use crate::lab::kmsg::KernelLog;
 use crate::lab::server::Server;
-use crate::lab::Lab;
+use crate::lab::{Lab, Plan};
 use crate::proxy::Proxy;
 use crate::report::{say, Report};
 use crate::stress::{write_passes, Fio, Passes};
 
-/// Bytes of each image; XFS takes no less than 300 MiB.
-const SIZE: u64 = 512 << 20;
+/// Bytes of an image.
+fn size(plan: &Plan) -> u64 {
+    plan.pick_of(512 << 20, 512 << 20, fsys::SMALL)
+}
+
 /// Bytes that one pass of fio writes.
-const PASS: u64 = 40 << 20;
-/// Files that fio writes in turn.
-const FILES: u64 = 3;
+fn pass(plan: &Plan) -> u64 {
+    plan.pick_of(40 << 20, 40 << 20, 2 << 20)
+}
 
 struct Disk {
     kind: Kind,
@@ -35,9 +38,10 @@ struct Disk {
 /// The last pass that was written to each file.
 type Written = Vec<Option<Job>>;
 
-fn files(mount: &Mount) -> Vec<String> {
-    let path = |n: u64| fio::target(&mount.point().join(format!("file{n}")));
-    (0..FILES).map(path).collect()
+/// The files that fio writes in turn.
+fn files(plan: &Plan, mount: &Mount) -> Vec<String> {
+    let path = |n| fio::target(&mount.point().join(format!("file{n}")));
+    (0..plan.pick_of(3, 3, 1)).map(path).collect()
 }
 
 /// Runs the campaign.
@@ -52,7 +56,7 @@ pub fn run(lab: &Lab, report: &mut Report) -> Result<()> {
             continue;
         }
         let export = kind.name().to_owned();
-        let image = lab.image(&format!("{export}.img"), SIZE)?;
+        let image = lab.image(&format!("{export}.img"), size(&lab.plan))?;
         disks.push(Disk {
             kind,
             export,
@@ -101,6 +105,7 @@ fn pull(
     say(&format!("{} faults on {names:?}", faults.len()));
 
     let over = AtomicBool::new(false);
+    let pass = pass(&lab.plan);
     let mut written = Vec::new();
     let injected = std::thread::scope(|scope| {
         let writers: Vec<_> = mounts
@@ -108,8 +113,8 @@ fn pull(
             .enumerate()
             .map(|(at, mount)| {
                 let seed = lab.rng(10 + at as u64).next_u64() >> 33;
-                let (over, files, fio) = (&over, files(mount), Fio::of(lab));
-                scope.spawn(move || write_passes(&fio, &files, PASS, seed, over))
+                let (over, files, fio) = (&over, files(&lab.plan, mount), Fio::of(lab));
+                scope.spawn(move || write_passes(&fio, &files, pass, seed, over))
             })
             .collect();
         let (counts, result) = faults::inject(&faults, server, proxy, &mut rng);
@@ -169,7 +174,7 @@ fn verify(
     disk.kind.check(device.block())?;
     let mount = Mount::new(lab, disk.kind, device.block(), "")?;
     let fio = Fio::of(lab);
-    for ((at, job), target) in written.iter().enumerate().zip(files(&mount)) {
+    for ((at, job), target) in written.iter().enumerate().zip(files(&lab.plan, &mount)) {
         let job = job
             .clone()
             .with_context(|| format!("file{at} was never finished"))?;
@@ -179,7 +184,8 @@ fn verify(
         report.count("files-verified", 1);
     }
     mount.unmount()?;
-    let hash = fsys::compare(device.block(), &disk.image)?;
+    let extent = lab.plan.pick_of(Extent::Whole, Extent::Whole, Extent::Data);
+    let hash = fsys::compare(device.block(), &disk.image, extent)?;
     say(&format!(
         "{} and its image: BLAKE3 {}",
         disk.export,

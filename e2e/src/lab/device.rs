@@ -11,7 +11,7 @@ use crate::command::{self, Output};
 use crate::wait;
 
 /// How long an attach may take, beyond which it hangs.
-pub const ATTACH: Duration = Duration::from_secs(40);
+pub const ATTACH: Duration = Duration::from_secs(80);
 /// The same for an orderly detach.
 pub const DETACH: Duration = Duration::from_secs(40);
 
@@ -53,6 +53,7 @@ impl<'l> Device<'l> {
             Some((program, rest)) => {
                 let mut command = lab.program(program, rest);
                 command.arg(&lab.plan.dst).args(&args);
+                command.args(lab.attach_options());
                 command
             }
             None => lab.dst(&args),
@@ -81,9 +82,17 @@ impl<'l> Device<'l> {
         if !std::os::unix::fs::FileTypeExt::is_block_device(&kind.file_type()) {
             bail!("{} is no block device", device.block.display());
         }
-        device.pid = device.status()?["pid"]
-            .as_i64()
-            .context("no pid in dst status")? as i32;
+        let status = device.status()?;
+        device.pid = status["pid"].as_i64().context("no pid in dst status")? as i32;
+        let front_end = status["front_end"].as_str().unwrap_or_default();
+        if lab
+            .plan
+            .front_end
+            .name()
+            .is_some_and(|asked| asked != front_end)
+        {
+            bail!("{name} is a device of {front_end}, which was not asked for");
+        }
         Ok(device)
     }
 

@@ -12,6 +12,9 @@ use crate::command::{self, cmd};
 /// Bound on mkfs, mount and check, which may have to wait for an outage.
 const BOUND: Duration = Duration::from_secs(300);
 
+/// Bytes of a device that has room for a file system of either kind and for a few files.
+pub const SMALL: u64 = 64 << 20;
+
 /// A kind of file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -30,6 +33,14 @@ impl Kind {
         }
     }
 
+    /// Options to mount a copy of one that is mounted, too.
+    pub fn copy_options(self) -> &'static str {
+        match self {
+            Kind::Ext4 => "loop",
+            Kind::Xfs => "loop,nouuid",
+        }
+    }
+
     /// Makes one.
     ///
     /// # Errors
@@ -41,7 +52,13 @@ impl Kind {
                 "mkfs.ext4",
                 ["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
             ),
-            Kind::Xfs => cmd("mkfs.xfs", ["-q", "-f"]),
+            Kind::Xfs => {
+                let mut command = cmd("mkfs.xfs", ["-q", "-f"]);
+                // It makes none below 300 MiB but for its own tests, which it knows by these.
+                command.env("QA_CHECK_FS", "1").env("TEST_DIR", "1");
+                command.env("TEST_DEV", "1");
+                command
+            }
         };
         command::ok(command.arg(device), BOUND)?;
         Ok(())
@@ -131,12 +148,21 @@ pub fn supports(kind: Kind) -> Result<bool> {
         .any(|line| line.trim_start_matches("nodev").trim() == kind.name()))
 }
 
+/// How much of an image is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Every byte.
+    Whole,
+    /// What is not a hole of the file.
+    Data,
+}
+
 /// Compares a block device with the image that it should show, byte by byte; returns the BLAKE3 hash of both.
 ///
 /// # Errors
 /// They differ (says where), or can't be read.
-pub fn compare(device: &Path, image: &Path) -> Result<String> {
-    use std::io::Read as _;
+pub fn compare(device: &Path, image: &Path, extent: Extent) -> Result<String> {
+    use std::io::{Read as _, Seek as _, SeekFrom};
     let open = |path: &Path| {
         std::fs::File::open(path).with_context(|| format!("can't open {}", path.display()))
     };
@@ -148,6 +174,14 @@ pub fn compare(device: &Path, image: &Path) -> Result<String> {
     let size = b.metadata()?.len();
     while at < size {
         crate::interrupt::check()?;
+        if extent == Extent::Data {
+            at = match rustix::fs::seek(&b, rustix::fs::SeekFrom::Data(at)) {
+                Ok(data) => data,
+                Err(rustix::io::Errno::NXIO) => break,
+                Err(error) => return Err(error).context("looking for data in the image"),
+            };
+            a.seek(SeekFrom::Start(at))?;
+        }
         let len = (size - at).min(PIECE as u64) as usize;
         let (l, r) = (&mut left[..len], &mut right[..len]);
         a.read_exact(l)
@@ -175,6 +209,7 @@ pub fn compare(device: &Path, image: &Path) -> Result<String> {
         hasher.update(l);
         at += len as u64;
     }
+    a.seek(SeekFrom::Start(size))?;
     if a.read(&mut left[..1])? != 0 {
         bail!("{} is longer than {}", device.display(), image.display());
     }

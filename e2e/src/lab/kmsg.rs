@@ -7,7 +7,10 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use anyhow::{bail, Result};
 
 /// Parts of messages that mean that I/O or a file system went wrong.
-const BAD: [&str; 8] = [
+const BAD: [&str; 11] = [
+    "timed out",
+    "dead connection",
+    "stuck",
     "i/o error",
     "error",
     "corrupt",
@@ -17,6 +20,9 @@ const BAD: [&str; 8] = [
     "shutting down",
     "hung",
 ];
+
+/// The end of what the nbd driver says of every device that is detached.
+const HARMLESS: &str = "shutting down sockets";
 
 /// See the [module](self). Holds nothing where the log can't be read.
 pub struct KernelLog(Option<File>);
@@ -62,7 +68,8 @@ impl KernelLog {
             .into_iter()
             .filter(|message| {
                 let lower = message.to_lowercase();
-                devices.iter().any(|device| names(message, device))
+                !message.ends_with(HARMLESS)
+                    && devices.iter().any(|device| names(message, device))
                     && BAD.iter().any(|word| lower.contains(word))
             })
             .collect();

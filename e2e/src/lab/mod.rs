@@ -27,11 +27,60 @@ pub const MARK: &str = "DST_E2E_ROOT";
 /// Directories of campaigns begin so.
 pub const PREFIX: &str = "/tmp/dste2e.";
 
+/// How much of a campaign is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// All of it.
+    Full,
+    /// For every change.
+    Short,
+    /// For every change on an emulated machine: each kind of fault that there is time for, once or twice.
+    Quick,
+}
+
+impl Form {
+    /// As it stands in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::Full => "full",
+            Form::Short => "short",
+            Form::Quick => "quick",
+        }
+    }
+}
+
+/// What makes the block devices of a campaign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum FrontEnd {
+    /// What `dst attach` takes of itself.
+    Auto,
+    /// A file of a FUSE file system with a loop device.
+    Fuse,
+    /// The kernel's ublk driver.
+    Ublk,
+    /// The kernel's nbd driver.
+    Nbd,
+}
+
+impl FrontEnd {
+    /// As `dst attach` and `dst status` call it; `None` where it was not asked for.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            FrontEnd::Auto => None,
+            FrontEnd::Fuse => Some("fuse"),
+            FrontEnd::Ublk => Some("ublk"),
+            FrontEnd::Nbd => Some("nbd"),
+        }
+    }
+}
+
 /// How a campaign is to run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The short form.
-    pub short: bool,
+    /// How much of it.
+    pub form: Form,
+    /// The front end of every device: as `dst attach --front-end` has it.
+    pub front_end: FrontEnd,
     /// What all random choices come from.
     pub seed: u64,
     /// The binary under test.
@@ -43,12 +92,38 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether less than all of it is run.
+    pub fn short(&self) -> bool {
+        self.form != Form::Full
+    }
+
     /// One of two numbers, by the form.
     pub fn pick<T>(&self, full: T, short: T) -> T {
-        if self.short {
+        if self.short() {
             short
         } else {
             full
+        }
+    }
+
+    /// One of three numbers, by the form.
+    pub fn pick_of<T>(&self, full: T, short: T, quick: T) -> T {
+        match self.form {
+            Form::Full => full,
+            Form::Short => short,
+            Form::Quick => quick,
+        }
+    }
+
+    #[cfg(test)]
+    pub fn for_test(form: Form) -> Plan {
+        Plan {
+            form,
+            front_end: FrontEnd::Auto,
+            seed: 1,
+            dst: "dst".into(),
+            keep: false,
+            only: None,
         }
     }
 
@@ -89,6 +164,7 @@ impl Lab {
         let root = PathBuf::from(format!("{PREFIX}{:08x}", u32::from_le_bytes(id)));
         std::fs::create_dir(&root).with_context(|| format!("can't make {}", root.display()))?;
         std::fs::write(root.join("owner"), std::process::id().to_string())?;
+        std::os::unix::fs::symlink(&dst, root.join(sweep::DST))?;
         interrupt::set_root(Some(root.clone()));
         // Below the ephemeral range, or the port of a killed server may be taken by somebody's connection.
         let first = 20_000 + (u16::from_le_bytes([id[0], id[1]]) % 11_000);
@@ -152,7 +228,7 @@ impl Lab {
         bail!("no free port");
     }
 
-    /// The binary under test, with this laboratory's environment.
+    /// The binary under test, with this laboratory's environment. Whatever it attaches gets the front end of the plan.
     pub fn dst<I, S>(&self, args: I) -> Command
     where
         I: IntoIterator<Item = S>,
@@ -160,8 +236,17 @@ impl Lab {
     {
         let mut command = Command::new(&self.plan.dst);
         command.args(args);
+        if command.get_args().next() == Some("attach".as_ref()) {
+            command.args(self.attach_options());
+        }
         self.mark(&mut command);
         command
+    }
+
+    /// Options that every attach gets.
+    pub fn attach_options(&self) -> impl Iterator<Item = &'static str> {
+        let front_end = self.plan.front_end.name();
+        front_end.into_iter().flat_map(|name| ["--front-end", name])
     }
 
     /// Another program, marked as belonging here.

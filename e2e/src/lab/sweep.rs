@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{kill_process, Pid, Signal};
 
+/// In a campaign's directory, a link to its `dst`.
+pub const DST: &str = "dst";
+
 /// What was found.
 #[derive(Debug, Default)]
 pub struct Found {
@@ -66,6 +69,7 @@ pub fn find(root: &Path) -> Found {
 pub fn sweep(root: &Path) -> Vec<String> {
     // A process that was just being started may have been missed: once more until nothing is found.
     let mut swept = Vec::new();
+    detach(root);
     for _ in 0..5 {
         let found = find(root);
         let text = found.describe();
@@ -77,6 +81,19 @@ pub fn sweep(root: &Path) -> Vec<String> {
     }
     let _ = fs::remove_dir_all(root);
     swept
+}
+
+/// Detaches by force what has a directory of its own below `root`. A device of the nbd driver would outlive its agent and
+/// keep every process waiting that uses it.
+fn detach(root: &Path) {
+    let run = root.join("run");
+    for entry in fs::read_dir(&run).into_iter().flatten().flatten() {
+        let _ = Command::new(root.join(DST))
+            .args(["detach", "--force"])
+            .arg(entry.file_name())
+            .env("DST_RUNTIME_DIR", &run)
+            .output();
+    }
 }
 
 impl Found {
