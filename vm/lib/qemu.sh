@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The emulator, by package, in the cache: $DST_CACHE/qemu/VERSION/ is a tree with its own C library,
-# so nothing is installed on this machine. And one guest on it: an emulated machine that runs until
-# it powers off or its time is up.
+# so nothing is installed on this machine. And guests on it: emulated machines that run until they
+# power off or their time is up. Each has a directory of its own, which is also what it is called by.
 # States of a guest, told by its control port (see init): started -> up -> exited N. One that ends
 # before "up" never ran any of the test and is started again; under emulation about 1 boot in 24
 # of a two-processor guest dies there. One that ends after "up" without "exited" has crashed, which
@@ -12,7 +12,7 @@
 readonly QEMU_SUITE=trixie
 readonly BOOT_ATTEMPTS=4
 # Seconds until init must have been reached; 3 on a quiet machine.
-readonly BOOT_TIMEOUT=120
+readonly BOOT_TIMEOUT=300
 
 # qemu_get REFRESH: sets QEMU to the tree.
 qemu_get() {
@@ -36,9 +36,11 @@ qemu_fetch() {
     cache_put "$new/qemu" "$QEMU"
 }
 
+# Process of each guest that was started, by its directory.
+declare -A GUEST_PID=()
+
 # guest_start DIR KERNEL INITRD MEMORY CPUS APPEND [QEMU-ARGUMENT...]: starts a guest whose script
-# writes to this script's standard output. Sets QEMU_PID. Its logs are DIR/kernel.log and
-# DIR/control.
+# writes to this script's standard output. Its logs are DIR/kernel.log and DIR/control.
 guest_start() {
     local dir=$1 kernel=$2 initrd=$3 memory=$4 cpus=$5 append=$6
     shift 6
@@ -53,64 +55,80 @@ guest_start() {
         -kernel "$kernel" -initrd "$initrd" -append "console=ttyS0 panic=-1 $append" \
         -serial "file:$dir/kernel.log" -serial stdio -serial "file:$dir/control" \
         "$@" </dev/null &
-    QEMU_PID=$!
+    GUEST_PID[$dir]=$!
 }
 
-# guest_stop: ends the guest at once, if there is one.
+# guest_stop DIR: ends the guest at once, if there is one.
 guest_stop() {
-    [ -n "${QEMU_PID:-}" ] || return 0
-    kill -KILL "$QEMU_PID" 2>/dev/null || true
-    wait "$QEMU_PID" 2>/dev/null || true
-    QEMU_PID=
+    local pid=${GUEST_PID[$1]:-}
+    [ -n "$pid" ] || return 0
+    kill -KILL "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
+    unset "GUEST_PID[$1]"
 }
 
-# guest_ended: has the emulator ended?
-guest_ended() { ! kill -0 "$QEMU_PID" 2>/dev/null; }
-
-# guest_wait DIR LINE SECONDS: waits for a line of the control port that starts with LINE, or for
-# the guest's end, or for the time to be up, which is the only case that fails.
-guest_wait() {
-    local deadline=$((SECONDS + $3))
-    while ! grep -q "^$2" "$1/control" && ! guest_ended; do
-        [ "$SECONDS" -lt "$deadline" ] || return 1
-        sleep 0.1
+# guests_stop: ends all guests.
+guests_stop() {
+    local dir
+    for dir in "${!GUEST_PID[@]}"; do
+        guest_stop "$dir"
     done
 }
 
-# guest_run DIR TIMEOUT START-ARGUMENT...: boots a guest until one gets up, waits for its end and
-# returns the script's exit code.
-guest_run() {
-    local dir=$1 timeout=$2 attempt
-    shift 2
+# guest_ended DIR: has the emulator ended?
+guest_ended() { ! kill -0 "${GUEST_PID[$1]}" 2>/dev/null; }
+
+# guest_said DIR LINE: has the guest sent a line that starts so?
+guest_said() { grep -q "^$2" "$1/control"; }
+
+# guest_done DIR: has its script ended, or the guest?
+guest_done() { guest_said "$1" exit || guest_ended "$1"; }
+
+# guest_up DIR COMMAND...: waits until the guest is up. One that dies before is started again by
+# COMMAND.
+guest_up() {
+    local dir=$1 attempt deadline
+    shift
     for ((attempt = 1; ; attempt++)); do
-        guest_start "$dir" "$@"
-        guest_wait "$dir" up "$BOOT_TIMEOUT" || true
-        ! grep -q '^up' "$dir/control" || break
-        guest_stop
+        deadline=$((SECONDS + BOOT_TIMEOUT))
+        until guest_said "$dir" up || guest_ended "$dir" || [ "$SECONDS" -ge "$deadline" ]; do
+            sleep 0.1
+        done
+        ! guest_said "$dir" up || return 0
+        guest_stop "$dir"
         if [ "$attempt" = "$BOOT_ATTEMPTS" ]; then
             say "the guest never reached init, $attempt times"
             return "$EXIT_HARNESS"
         fi
         say "the guest died before init, starting it again"
+        "$@"
     done
-    if ! guest_wait "$dir" exit "$timeout"; then
-        guest_stop
-        say "the guest was still busy after $timeout s"
-        return "$EXIT_TIMEOUT"
-    fi
-    guest_status "$dir"
 }
 
-# guest_status DIR: ends the guest and returns what its script returned.
+# guests_wait SECONDS DIR...: waits until the scripts of all these guests have ended, or one has
+# failed, or the time is up, which is the only case that fails. The guests stay.
+guests_wait() {
+    local deadline=$((SECONDS + $1)) dir left
+    shift
+    while :; do
+        left=no
+        for dir in "$@"; do
+            if ! guest_done "$dir"; then
+                left=yes
+            elif ! guest_said "$dir" 'exit 0$'; then
+                return 0
+            fi
+        done
+        [ "$left" = yes ] || return 0
+        [ "$SECONDS" -lt "$deadline" ] || return 1
+        sleep 0.1
+    done
+}
+
+# guest_status DIR: what its script has returned; for a guest that is done.
 guest_status() {
     local status
     status=$(sed -n 's/^exit \([0-9]*\).*$/\1/p' "$1/control")
-    if [ -z "$status" ]; then
-        guest_stop
-        say "the guest died"
-        return "$EXIT_HARNESS"
-    fi
-    # What the script wrote is out when its exit code is, so the rest of the shutdown is of no use.
-    guest_stop
+    [ -n "$status" ] || return "$EXIT_HARNESS"
     return "$status"
 }

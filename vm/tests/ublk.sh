@@ -1,6 +1,6 @@
 #!/bin/sh
 # In the guest: a device on this kernel's ublk driver through its whole life: what it announces, a file system on it while
-# the server is killed, growing, detaching by force, the death of its agent.
+# the server is killed, growing, detaching by force, the death of its agent (more of that in recover.sh).
 # Modules: ublk_drv, ext4. Files: dst, lib.sh, /usr/bin/dd.
 set -eu
 # shellcheck source=lib.sh
@@ -27,7 +27,7 @@ nothing_left() {
     done
 }
 
-gone() { [ ! -e "$sys" ]; }
+agent_is_dead() { [ "$(from_status state)" = '"waiting-for-recovery"' ]; }
 
 partitioned_image "$size"
 serve
@@ -120,26 +120,23 @@ attach
 dd if="$disk" of=/dev/null bs=64K iflag=direct 2>/dev/null &
 reader=$!
 kill -9 "$(agent)"
-wait_for 40 gone
+wait_for 10 agent_is_dead
+status=0
+dst detach disk 2>/dev/null || status=$?
+[ "$status" = 8 ] || fail "detaching a device that waits and is open: exit code $status"
+! ended "$reader" || fail "the reader did not wait"
+detach_by_force
 failed "$reader"
-dst detach disk
 nothing_left
-echo "ok: the device goes with its agent, and nothing is left of it"
+echo "ok: the device waits when its agent dies, until it is detached by force, and nothing is left of it"
 
 attach
 dd if=/dev/zero of="$disk" bs=1M seek=128 count=64 oflag=direct 2>/dev/null &
 writer=$!
 kill -STOP "$(agent)"
-status=0
-dst detach --force disk >/tmp/detached 2>&1 || status=$?
-# A driver before Linux 6.16 may take 30 s to notice; that is told at once, and the next attempt goes on from there.
-case $status in
-    0) grep -q killed /tmp/detached || fail "not told: $(cat /tmp/detached)" ;;
-    *) grep -q "not yet taken\|does not let it end yet" /tmp/detached || fail "detach of a stopped agent: $(cat /tmp/detached)" ;;
-esac
-detached() { [ ! -e /run/dst/disk ] || dst detach --force disk >/tmp/detached 2>&1; }
-wait_for 40 detached
-wait_for 40 ended "$writer"
+detach_by_force >/tmp/detached 2>&1 || fail "detach of a stopped agent: $(cat /tmp/detached)"
+grep -q killed /tmp/detached || fail "not told: $(cat /tmp/detached)"
+wait_for 10 ended "$writer"
 nothing_left
 echo "ok: an agent that is stopped is ended by force, and nothing is left of its device"
 
@@ -147,15 +144,22 @@ attach
 kill_server
 for at in 0 64 128 192; do
     dd if="$disk" of=/dev/null bs=1M skip="$at" count=60 iflag=direct 2>/dev/null &
+    readers="${readers:-} $!"
 done
 wait_for 30 waits
 kill -9 "$(agent)"
+wait_for 10 agent_is_dead
 serve
+before=$(cat "$sys/diskseq")
 attach
+[ "$(cat "$sys/diskseq")" = "$before" ] || fail "it is another disk"
+for reader in $readers; do
+    wait "$reader" || fail "a reader"
+done
 dd if="$disk" of=/dev/null bs=1M count=16 iflag=direct status=none
 dst detach disk
 nothing_left
-echo "ok: attached again over what a killed agent had left"
+echo "ok: attached again over what a killed agent had left, and its requests are answered"
 
 kill "$server"
 wait "$server" || fail "the server"

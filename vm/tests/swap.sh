@@ -1,0 +1,73 @@
+#!/bin/sh
+# shellcheck source-path=SCRIPTDIR
+# In the guest: swap on a device, whose server writes to a disk of the same machine, while memory is short on the whole machine:
+# the kernel can give nobody memory before it has written some to this very device.
+# usage: swap.sh [FRONT-END...]   ublk and fuse unless given
+# Modules: ublk_drv, fuse, loop, ext4. Disk: 2G, /dev/vda. Files: dst, devices.sh.
+set -eu
+store=/store
+# shellcheck source=devices.sh
+. /dst/devices.sh
+[ $# -gt 0 ] || set -- ublk fuse
+
+available() { awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo; }
+swapped_out() { awk '/^pswpout/ { print $2 }' /proc/vmstat; }
+
+[ -b /dev/vda ] || fail "no disk"
+mkfs.ext4 -q -F /dev/vda
+mkdir -p "$store"
+mount -t ext4 /dev/vda "$store"
+# Most of the memory goes to huge pages that nobody uses, which costs nothing, unlike filling it.
+leave=250
+pattern=96
+take=$((($(available) - leave) / 2))
+[ "$take" -le 0 ] || echo "$take" >/proc/sys/vm/nr_hugepages
+pattern "$store"/source $pattern
+sync
+echo "$(available) MiB are available"
+
+for front in "$@"; do
+    start_server swap --size 512M
+    attach swap
+    [ "$(mkswap "$disk" >/dev/null 2>&1; blkid -o value -s TYPE "$disk")" = swap ] || fail "mkswap"
+    swapon "$disk" || fail "swapon"
+    status=0
+    dst detach swap 2>/dev/null || status=$?
+    [ "$status" = 8 ] || fail "detaching a device that is swapped to: exit code $status"
+    before=$(swapped_out)
+    # Two kinds of memory: files in a tmpfs, and two processes that read everything before they write anything.
+    mkdir -p /hog
+    mount -t tmpfs -o size=1G none /hog
+    mkfifo /tmp/a /tmp/b
+    for fifo in /tmp/a /tmp/b; do
+        timeout 500 dd if="$store"/source of=$fifo bs=${pattern}M count=1 iflag=fullblock 2>/dev/null &
+        hogs="${hogs:-} $!"
+    done
+    for number in 1 2; do
+        timeout 500 cp "$store"/source /hog/$number || fail "filling memory"
+    done
+    out=$(($(swapped_out) - before))
+    for fifo in /tmp/a /tmp/b; do
+        timeout 500 cmp "$store"/source $fifo || fail "what a process had in memory has changed"
+    done
+    for hog in $hogs; do
+        wait "$hog" || fail "a process that used memory was ended"
+    done
+    hogs=
+    for number in 1 2; do
+        timeout 500 cmp "$store"/source /hog/$number || fail "what was in memory has changed"
+    done
+    [ "$out" -gt 1000 ] || fail "only $out pages were swapped out"
+    umount /hog
+    rm /tmp/a /tmp/b
+    swapoff "$disk" || fail "swapoff"
+    no_errors swap
+    detach swap
+    stop_server swap
+    rm "$store"/swap.img
+    nothing_left
+    ok "swap on $front: $((out / 256)) MiB were swapped out, and came back as they were"
+done
+echo 0 >/proc/sys/vm/nr_hugepages
+rm "$store"/source
+umount "$store"
