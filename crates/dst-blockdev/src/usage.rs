@@ -39,6 +39,15 @@ pub(crate) fn of_disk(name: &str) -> std::io::Result<Option<String>> {
     }
 }
 
+/// Who uses a disk that nobody seems to have open.
+pub(crate) const REQUESTS_WAIT: &str = "waited for by requests that are not answered";
+
+/// Whether requests are with the driver of this disk.
+pub(crate) fn has_requests(name: &str) -> bool {
+    fs::read_to_string(format!("/sys/block/{name}/inflight"))
+        .is_ok_and(|text| text.split_whitespace().any(|count| count != "0"))
+}
+
 /// As [`of_disk`], as far as that can be told without opening the disk: nobody serves it, and opening it may do I/O.
 ///
 /// # Errors

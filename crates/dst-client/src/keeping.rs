@@ -134,6 +134,15 @@ impl Driver {
         self.kept[index] = Some(bytes);
     }
 
+    /// Whether the record has the bytes of every write that is retained: those for which its memory had no room are in this
+    /// process only.
+    pub fn is_record_whole(&self) -> bool {
+        self.keeping.as_ref().is_some_and(|keeping| {
+            let mut kept = self.kept.iter().zip(&keeping.places);
+            kept.all(|(bytes, place)| bytes.is_none() || *place != NO_PLACE)
+        })
+    }
+
     /// The write at `index` is durable.
     pub(crate) fn release(&mut self, index: usize) {
         let bytes = self.kept[index].take();

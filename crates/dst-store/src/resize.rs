@@ -9,10 +9,10 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use rustix::fs::{Timespec, Timestamps, UTIME_NOW};
+use rustix::fs::{FlockOperation, OFlags, Timespec, Timestamps, UTIME_NOW};
 
 use crate::lock;
 use crate::open::{OpenError, BLOCK_SIZES};
@@ -108,6 +108,9 @@ pub fn resize(path: &Path, size: NewSize, shrink: bool) -> Result<Resized, Resiz
     let name = || path.display().to_string();
     let file = open(path)?;
     let what = |what: &str| format!("{what} {}", path.display());
+    // One at a time: a size that another one has set since must not be taken back. Servers have locks of another kind.
+    rustix::fs::fcntl_lock(&file, FlockOperation::LockExclusive)
+        .map_err(OpenError::io(what("lock")))?;
     let metadata = file.metadata().map_err(OpenError::io(what("look at")))?;
     let before = metadata.len();
     let after = size.from(before).ok_or_else(|| ResizeError::Size {
@@ -157,8 +160,17 @@ fn open(path: &Path) -> Result<File, ResizeError> {
     let found = std::fs::metadata(path).map_err(|error| io("find", error))?;
     let kind = match found.file_type() {
         kind if kind.is_file() => {
-            let file = OpenOptions::new().write(true).open(path);
-            return Ok(file.map_err(|error| io("open", error))?);
+            // It may have become something else.
+            let file = OpenOptions::new()
+                .write(true)
+                .custom_flags(OFlags::NONBLOCK.bits() as i32)
+                .open(path)
+                .map_err(|error| io("open", error))?;
+            let opened = file.metadata().map_err(|error| io("look at", error))?;
+            if opened.is_file() {
+                return Ok(file);
+            }
+            "no regular file"
         }
         kind if kind.is_block_device() => "a block device",
         kind if kind.is_dir() => "a directory",

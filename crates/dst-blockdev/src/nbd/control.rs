@@ -214,25 +214,17 @@ impl Control {
         self.node(state, disk, notes)
     }
 
-    /// Gives the device of a dead agent a new connection. Its requests flow when all else is done: nothing fails after that.
+    /// Gives the device of a dead agent a new connection. Its requests flow when all else is done: nothing fails after that. It
+    /// keeps its size: to change it, what is under way has to have been answered.
     fn take_over(&self, state: &mut State, disk: &Disk) -> Result<Node, Error> {
         let ours = recover::reconnect(disk)?;
         self.write_down(&ours)?;
-        let mut notes = disk.differences(&self.plan.geometry);
-        let shown = disk.shown()?;
+        let notes = disk.differences(&self.plan.geometry);
         let node = self.node(state, disk.clone(), Vec::new())?;
         self.hand(ours)?;
         state.ours = true;
         state.disk = Some(disk.clone());
         state.resent = Some(Instant::now() + disk.resent());
-        if shown.size < self.plan.geometry.size {
-            if let Err(error) = self.grow(state, self.plan.geometry.size) {
-                notes.push(format!(
-                    "it keeps its size of {} bytes: {error}",
-                    shown.size
-                ));
-            }
-        }
         Ok(Node { notes, ..node })
     }
 

@@ -211,8 +211,10 @@ pub fn user_of_recoverable(name: &str) -> Result<Option<String>, Error> {
     let Some((_, disk)) = recover::find(&runtime::runtime_root().join(name))? else {
         return Ok(None);
     };
-    usage::of_waiting_disk(&disk.name())
-        .map_err(|e| Error::io(format!("can't find out who uses {}", disk.name()), e))
+    let name = disk.name();
+    let who = usage::of_waiting_disk(&name)
+        .map_err(|e| Error::io(format!("can't find out who uses {name}"), e))?;
+    Ok(who.or_else(|| usage::has_requests(&name).then(|| usage::REQUESTS_WAIT.to_owned())))
 }
 
 /// See the module.

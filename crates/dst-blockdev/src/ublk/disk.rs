@@ -10,7 +10,7 @@ use dst_client::Geometry;
 
 use super::abi::SECTOR;
 use super::params;
-use crate::{Error, ErrorKind};
+use crate::{usage, Error, ErrorKind};
 
 /// How long to wait for `/dev/ublkbN` to be there. Where devtmpfs makes it, it is there at once.
 const NODE: Duration = Duration::from_secs(5);
@@ -57,8 +57,7 @@ impl Disk {
 
     /// Whether requests are with the driver.
     pub(super) fn has_requests(self) -> bool {
-        self.attribute("inflight")
-            .is_some_and(|text| text.split_whitespace().any(|count| count != "0"))
+        usage::has_requests(&self.name())
     }
 
     /// Its logical block size in bytes.

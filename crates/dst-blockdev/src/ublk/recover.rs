@@ -70,7 +70,7 @@ pub(super) fn user(disk: Disk) -> Result<Option<String>, Error> {
         .map_err(|e| Error::io(format!("can't find out who uses {name}"), e))?;
     Ok(who.or_else(|| {
         let waits = disk.has_requests();
-        waits.then(|| "waited for by requests that are not answered".to_owned())
+        waits.then(|| usage::REQUESTS_WAIT.to_owned())
     }))
 }
 

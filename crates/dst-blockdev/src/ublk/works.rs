@@ -188,7 +188,8 @@ impl Works {
             .size()
             .is_some_and(|size| size < self.geometry.size);
         if grown && state.control.features() & feature::UPDATE_SIZE != 0 {
-            state.control.update_size(id, self.geometry.size / SECTOR)?;
+            // Where it can't be it is seen, and tried again, when the device is up; it must not keep it from that.
+            let _ = state.control.update_size(id, self.geometry.size / SECTOR);
         }
         Ok(())
     }

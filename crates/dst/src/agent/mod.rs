@@ -126,8 +126,9 @@ fn serve(
         }
     }
     let served = setup.serve(background, &lock, preparation);
-    // One that waits is there for another try, with all that belongs to it.
-    if served.is_ok() || !dst_blockdev::recoverable(name) {
+    // What is there for another try stays with all that belongs to it: the record of a device that waited, whatever has become
+    // of that, and a device that waits now.
+    if served.is_ok() || !(plan.recovers || dst_blockdev::recoverable(name)) {
         dir.remove(lock);
     }
     // Only now is it true.
@@ -249,6 +250,9 @@ impl Setup<'_> {
             true => self.take_over()?,
             false => self.open_driver(locked)?,
         };
+        if self.plan.recovers {
+            self.check_same(&driver)?;
+        }
         if let Some(why) = driver.unrecorded() {
             self.log.line(why);
             let text = why.to_owned();
@@ -281,6 +285,26 @@ impl Setup<'_> {
             signals: self.signals,
             log: &mut self.log,
         })
+    }
+
+    /// Refuses another export than the one that the device that waits was made of. Where a session is gone on with the server
+    /// has looked; who only reads has opened a new one.
+    fn check_same(&self, driver: &Driver) -> Outcome {
+        let id = driver.status().export_id;
+        match self.dir.info().and_then(|info| info.export_id) {
+            Some(known) if known != id => Err(Failure::new(
+                Code::Other,
+                format!(
+                    "the server has another disk as {} now (export {id} instead of {known})",
+                    self.plan.url
+                ),
+            )
+            .hint(format!(
+                "the device goes on waiting for its own; `dst detach --force {}` gives it up",
+                self.plan.name
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Goes on with the session of a dead agent. The server need not be there.
