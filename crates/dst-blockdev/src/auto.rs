@@ -1,8 +1,8 @@
-//! Which front end to use. `auto` takes FUSE where it works, else ublk, else nbd, and says why none will do.
+//! Which front end to use. `auto` takes ublk where it works, else FUSE, else nbd, and says why none will do.
 //!
-//! ublk is the shortest way, and its devices survive the death of their agent ([`recover`]). Yet it comes after FUSE as long as users
-//! are worse off with it in another case: an agent that is stuck in the kernel can be cut off from a FUSE device but not from a
-//! ublk one (see [`abort`]). Who wants the survival names it.
+//! ublk is the shortest way, shows the disk as it is, and its devices survive the death of their agent ([`recover`]). In one
+//! case users are worse off with it: an agent that is stuck in the kernel can be cut off from a FUSE device but not from a ublk
+//! one (see [`abort`]). Its module is loaded if need be, as the kernel does by itself for FUSE and loop devices.
 //!
 //! nbd comes last although it shows the disk more exactly than FUSE does, and survives its agent: the driver's resize can hold
 //! up the whole machine if the server goes away, or the agent is killed, in that very moment (see `nbd/mod.rs`). So it is
@@ -14,12 +14,12 @@ use std::str::FromStr;
 use crate::fuse::{self, FuseFrontEnd};
 use crate::nbd::{self, NbdFrontEnd};
 use crate::ublk::{self, UblkFrontEnd};
-use crate::{runtime, Config, Error, FrontEnd, NodeKind};
+use crate::{module, runtime, Config, Error, ErrorKind, FrontEnd, NodeKind};
 
 /// What the user may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Choice {
-    /// The safest one that works on this machine: see the module.
+    /// The best one that works on this machine: see the module.
     #[default]
     Auto,
     /// The kernel's ublk driver, for root.
@@ -57,18 +57,30 @@ impl FromStr for Choice {
     }
 }
 
-/// Whether a front end can be used here, before anything is made. `node` as in [`Config::node`].
+/// Whether a front end can be used here, before anything is made. `node` as in [`Config::node`]. The driver's module is loaded
+/// if that is needed, and if it is allowed.
 ///
 /// # Errors
 /// What is missing and what to do.
 pub fn check(choice: Choice, node: Option<NodeKind>) -> Result<(), Error> {
     let kind = kind_of(node);
     match choice {
-        Choice::Ublk => ublk::check(kind),
+        Choice::Ublk => check_ublk(kind),
         Choice::Fuse => fuse::check(kind),
         Choice::Nbd => nbd::check(kind),
         Choice::Auto => best(kind).map(drop),
     }
+}
+
+/// As [`ublk::check`], once more with the module loaded where it is missing.
+fn check_ublk(kind: NodeKind) -> Result<(), Error> {
+    ublk::check(kind).or_else(|missing| {
+        let may_help = kind == NodeKind::BlockDevice && missing.kind() == ErrorKind::NotAvailable;
+        match may_help && module::load(ublk::MODULE) {
+            true => ublk::check(kind),
+            false => Err(missing),
+        }
+    })
 }
 
 /// The first in the module's order that works, which is never `Auto`.
@@ -78,8 +90,8 @@ pub fn check(choice: Choice, node: Option<NodeKind>) -> Result<(), Error> {
 fn best(kind: NodeKind) -> Result<Choice, Error> {
     first(
         kind,
+        || check_ublk(kind),
         || fuse::check(kind),
-        || ublk::check(kind),
         || nbd::is_loaded() && nbd::check(kind).is_ok(),
     )
 }
@@ -87,19 +99,19 @@ fn best(kind: NodeKind) -> Result<Choice, Error> {
 /// As [`best`], of these.
 fn first(
     kind: NodeKind,
-    fuse: impl FnOnce() -> Result<(), Error>,
     ublk: impl FnOnce() -> Result<(), Error>,
+    fuse: impl FnOnce() -> Result<(), Error>,
     nbd: impl FnOnce() -> bool,
 ) -> Result<Choice, Error> {
-    let Err(no_fuse) = fuse() else {
-        return Ok(Choice::Fuse);
-    };
     // The others make block devices only.
     if kind == NodeKind::File {
-        return Err(no_fuse);
+        return fuse().map(|()| Choice::Fuse);
     }
     let Err(no_ublk) = ublk() else {
         return Ok(Choice::Ublk);
+    };
+    let Err(no_fuse) = fuse() else {
+        return Ok(Choice::Fuse);
     };
     if nbd() {
         return Ok(Choice::Nbd);
@@ -209,20 +221,20 @@ mod tests {
     }
 
     #[test]
-    fn auto_takes_fuse_where_it_works_then_ublk_then_nbd() {
+    fn auto_takes_ublk_where_it_works_then_fuse_then_nbd() {
         let works = |yes: bool| match yes {
             true => Ok(()),
-            false => Err(Error::new(crate::ErrorKind::NotAvailable, "it is missing")),
+            false => Err(Error::new(ErrorKind::NotAvailable, "it is missing")),
         };
         for (has, expected) in [
-            ([true, true, true], Some(Choice::Fuse)),
-            ([true, false, false], Some(Choice::Fuse)),
-            ([false, true, true], Some(Choice::Ublk)),
+            ([true, true, true], Some(Choice::Ublk)),
+            ([true, false, false], Some(Choice::Ublk)),
+            ([false, true, true], Some(Choice::Fuse)),
             ([false, false, true], Some(Choice::Nbd)),
             ([false, false, false], None),
         ] {
-            let [fuse, ublk, nbd] = has;
-            let chosen = |kind| first(kind, || works(fuse), || works(ublk), || nbd).ok();
+            let [ublk, fuse, nbd] = has;
+            let chosen = |kind| first(kind, || works(ublk), || works(fuse), || nbd).ok();
             assert_eq!(chosen(NodeKind::BlockDevice), expected, "{has:?}");
             let file = fuse.then_some(Choice::Fuse);
             assert_eq!(chosen(NodeKind::File), file, "{has:?}");

@@ -38,6 +38,7 @@
 //! | `slots.rs` | requests by tag |
 //! | `node.rs` | the link `/dev/dst/NAME` |
 //! | `usage.rs`, `mountinfo.rs` | who uses a block device |
+//! | `module.rs` | kernel modules |
 //! | `process.rs` | what an agent does to itself so that the machine can't deadlock on it |
 
 mod auto;
@@ -45,6 +46,7 @@ mod error;
 mod frontend;
 pub mod fuse;
 mod geometry;
+mod module;
 mod mountinfo;
 pub mod nbd;
 mod node;

@@ -176,9 +176,9 @@ pub struct Attach {
         conflicts_with_all = ["url", "front_end", "name", "read_only", "retain"]
     )]
     pub recover: Option<String>,
-    /// How the device reaches this system: auto takes the first that works of fuse, ublk and nbd; fuse is a loop device
-    /// over FUSE as root and a plain file otherwise; ublk, the fastest, is a block device by the kernel's ublk driver, for
-    /// root; nbd is a block device by the kernel's nbd driver, for root
+    /// How the device reaches this system: auto takes the first that works of ublk, fuse and nbd; ublk is a block device by
+    /// the kernel's ublk driver, for root; fuse is a loop device over FUSE as root and a plain file otherwise; nbd is a
+    /// block device by the kernel's nbd driver, for root
     #[arg(long, value_parser = front_end(), default_value_t = Choice::Auto)]
     pub front_end: Choice,
     /// Name of the device; the export's unless given

@@ -67,6 +67,9 @@ use crate::{geometry, node, runtime, Config, Error, ErrorKind, FrontEnd, Node, N
 
 /// How long the driver is given to notice that an agent is dead before its device is removed. As a rule it does so at once.
 const NOTICING: Duration = Duration::from_secs(2);
+/// The kernel module of the driver.
+pub(crate) const MODULE: &str = "ublk_drv";
+
 /// Requests at once, as many as the client takes.
 const DEPTH: u16 = 128;
 

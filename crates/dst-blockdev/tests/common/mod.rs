@@ -165,7 +165,7 @@ pub fn config(name: &str, geometry: Geometry, node: NodeKind) -> Config {
 impl Rig {
     /// Opens the front end and serves it, without starting it.
     pub fn open(config: &Config) -> Result<Rig, Error> {
-        let front_end = dst_blockdev::open(Choice::Auto, config)?;
+        let front_end = dst_blockdev::open(Choice::Fuse, config)?;
         let memory = Arc::new(Mutex::new(Memory {
             bytes: vec![0; config.geometry.size as usize],
             counts: BTreeMap::new(),

@@ -19,7 +19,7 @@ pub const LONG: Duration = Duration::from_secs(60);
 
 /// Whether devices can be made here; says so if not.
 pub fn can_attach() -> bool {
-    match dst_blockdev::check(dst_blockdev::Choice::Auto, None) {
+    match dst_blockdev::check(dst_blockdev::Choice::Fuse, None) {
         Ok(()) if dst_blockdev::is_root() => true,
         Ok(()) => {
             eprintln!("skipped: not root");
@@ -122,6 +122,12 @@ impl Lab {
             .env("DST_STATE_DIR", self.path("state"))
             .current_dir(self.dir.path())
             .stdin(Stdio::null());
+        let attaches = arguments.iter().find(|word| !word.starts_with('-')) == Some(&"attach");
+        let is_settled = |word: &&str| ["--recover", "--front-end"].contains(word);
+        if attaches && !arguments.iter().any(is_settled) {
+            // What becomes of FUSE's devices is what these tests are about, whatever else this machine has.
+            command.args(["--front-end", "fuse"]);
+        }
         command
     }
 
