@@ -57,19 +57,20 @@ impl FromStr for Choice {
     }
 }
 
-/// Whether a front end can be used here, before anything is made. `node` as in [`Config::node`]. The driver's module is loaded
-/// if that is needed, and if it is allowed.
+/// Whether a front end can be used here, before anything is made. Returns which, never `Auto`. `node` as in [`Config::node`].
+/// The driver's module is loaded if that is needed, and if it is allowed.
 ///
 /// # Errors
 /// What is missing and what to do.
-pub fn check(choice: Choice, node: Option<NodeKind>) -> Result<(), Error> {
+pub fn check(choice: Choice, node: Option<NodeKind>) -> Result<Choice, Error> {
     let kind = kind_of(node);
     match choice {
-        Choice::Ublk => check_ublk(kind),
-        Choice::Fuse => fuse::check(kind),
-        Choice::Nbd => nbd::check(kind),
-        Choice::Auto => best(kind).map(drop),
+        Choice::Ublk => check_ublk(kind)?,
+        Choice::Fuse => fuse::check(kind)?,
+        Choice::Nbd => nbd::check(kind)?,
+        Choice::Auto => return best(kind),
     }
+    Ok(choice)
 }
 
 /// As [`ublk::check`], once more with the module loaded where it is missing.

@@ -39,6 +39,7 @@
 //! | `node.rs` | the link `/dev/dst/NAME` |
 //! | `usage.rs`, `mountinfo.rs` | who uses a block device |
 //! | `module.rs` | kernel modules |
+//! | `namespace.rs` | the agent's mount namespace |
 //! | `process.rs` | what an agent does to itself so that the machine can't deadlock on it |
 
 mod auto;
@@ -48,6 +49,7 @@ pub mod fuse;
 mod geometry;
 mod module;
 mod mountinfo;
+mod namespace;
 pub mod nbd;
 mod node;
 mod process;
@@ -61,6 +63,7 @@ pub use auto::{
 };
 pub use error::{Error, ErrorKind};
 pub use frontend::{Config, FrontEnd, Node, NodeKind, Work, IN_FLIGHT};
+pub use namespace::leave_mounts;
 pub use node::NODE_DIR;
 pub use process::{prepare_agent, reserve_heap, Preparation};
 pub use runtime::{is_root, runtime_dir, runtime_root, valid_name};

@@ -21,6 +21,19 @@ pub(crate) fn mounts() -> io::Result<Vec<Mount>> {
     Ok(parse(&fs::read("/proc/self/mountinfo")?))
 }
 
+/// As [`mounts`], of the calling thread, which may have a namespace of its own.
+pub(crate) fn of_thread() -> io::Result<Vec<Mount>> {
+    Ok(parse(&fs::read("/proc/thread-self/mountinfo")?))
+}
+
+/// The mounts that this process sees, and those of the machine where it may ask for them: an agent has hardly any of its own
+/// (`namespace.rs`).
+pub(crate) fn of_machine() -> io::Result<Vec<Mount>> {
+    let mut mounts = mounts()?;
+    mounts.extend(parse(&fs::read("/proc/1/mountinfo").unwrap_or_default()));
+    Ok(mounts)
+}
+
 /// Lines that can't be understood are left out.
 fn parse(text: &[u8]) -> Vec<Mount> {
     text.split(|b| *b == b'\n').filter_map(line).collect()

@@ -56,7 +56,7 @@ pub(crate) fn of_waiting_disk(name: &str) -> std::io::Result<Option<String>> {
     let parts = parts(name)?;
     let is_ours = |device: (u32, u32)| parts.iter().any(|part| part.device == device);
 
-    for mount in mountinfo::mounts()? {
+    for mount in mountinfo::of_machine()? {
         // Some file systems (btrfs) show a device number of their own, the source still names the disk.
         if is_ours(mount.device) || device_of(&mount.source).is_some_and(is_ours) {
             return Ok(Some(format!("mounted at {}", mount.point.display())));

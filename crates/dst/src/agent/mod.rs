@@ -28,7 +28,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 
-use dst_blockdev::Preparation;
+use dst_blockdev::{Choice, Preparation};
 use dst_client::recover::Leftovers;
 use dst_client::{Driver, OpenError, Options};
 use dst_net::Address;
@@ -88,10 +88,12 @@ fn serve(
     preparation: &Preparation,
 ) -> Outcome {
     let signals = Signals::install().map_err(Failure::io("can't take signals"))?;
-    let name = plan.name.as_str();
+    let mut plan = plan.clone();
     if !plan.recovers {
-        dst_blockdev::check(plan.front_end, None)?;
+        plan.front_end = on_a_thread(|| dst_blockdev::check(plan.front_end, None))?;
     }
+    let plan = &plan;
+    let name = plan.name.as_str();
 
     let dir = DeviceDir::create(name)?;
     let lock = dir
@@ -113,9 +115,14 @@ fn serve(
         signals: &signals,
         log: Log::foreground(),
     };
-    match (plan.recovers, dst_blockdev::recoverable(name)) {
+    match (
+        plan.recovers,
+        on_a_thread(|| dst_blockdev::recoverable(name)),
+    ) {
         (true, true) => {}
-        (false, false) => setup.settle(&lock)?,
+        // First, since whoever waits for the device of a dead agent should not have to wait for the server; and while what it
+        // has mounted can be seen.
+        (false, false) => setup.removed = on_a_thread(|| dir.clean_up_front_end(&lock))?,
         // It came to be so since somebody looked.
         (recovers, _) => {
             let (what, hint) = match recovers {
@@ -125,7 +132,12 @@ fn serve(
             return Err(Failure::new(Code::Other, format!("{name} {what}")).hint(hint));
         }
     }
-    let served = setup.serve(background, &lock, preparation);
+    let mut preparation = preparation.clone();
+    preparation.missing.extend(own_mounts(plan).err());
+    if !plan.recovers {
+        setup.settle(&lock)?;
+    }
+    let served = setup.serve(background, &lock, &preparation);
     // What is there for another try stays with all that belongs to it: the record of a device that waited, whatever has become
     // of that, and a device that waits now.
     if served.is_ok() || !(plan.recovers || dst_blockdev::recoverable(name)) {
@@ -133,6 +145,36 @@ fn serve(
     }
     // Only now is it true.
     served.and_then(device::Ended::tell)
+}
+
+/// Runs something on a thread of its own, to its end. The kernel starts threads for who uses io_uring, which end with it: before
+/// [`own_mounts`] there must be none, for they would stay with everybody's mounts.
+fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let done = std::thread::scope(|scope| scope.spawn(work).join());
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Keeps file systems out of the agent's sight, the one on its own device above all ([`dst_blockdev::leave_mounts`]). FUSE has to
+/// mount where others see it, and a command may need any file.
+///
+/// # Errors
+/// It could not be done, in words.
+fn own_mounts(plan: &Plan) -> Result<(), String> {
+    let socket = match plan.url.address() {
+        Address::Exec { .. } => return Ok(()),
+        Address::Unix { path } => Some(path.clone()),
+        Address::Tcp { .. } => None,
+    };
+    if plan.front_end == Choice::Fuse {
+        return Ok(());
+    }
+    let mut needed = vec![
+        dst_blockdev::runtime_root(),
+        dst_client::identity::state_dir(),
+    ];
+    needed.extend(socket);
+    needed.extend(std::env::current_exe().ok());
+    dst_blockdev::leave_mounts(&needed)
 }
 
 /// What making a device takes.
@@ -149,10 +191,8 @@ struct Setup<'a> {
 }
 
 impl Setup<'_> {
-    /// Makes safe what a dead agent had acknowledged, and takes away what its front end has left.
+    /// Makes safe what a dead agent had acknowledged.
     fn settle(&mut self, lock: &AgentLock) -> Outcome {
-        // First, since whoever waits for the device of a dead agent should not have to wait for the server.
-        self.removed = self.dir.clean_up_front_end(lock)?;
         // Where that fails everything stays as it is, for another try.
         self.inherited = match leftovers::settle(self.dir, lock, self.signals)? {
             Fate::Nothing => None,

@@ -20,8 +20,8 @@ pub const LONG: Duration = Duration::from_secs(60);
 /// Whether devices can be made here; says so if not.
 pub fn can_attach() -> bool {
     match dst_blockdev::check(dst_blockdev::Choice::Fuse, None) {
-        Ok(()) if dst_blockdev::is_root() => true,
-        Ok(()) => {
+        Ok(_) if dst_blockdev::is_root() => true,
+        Ok(_) => {
             eprintln!("skipped: not root");
             false
         }
