@@ -106,7 +106,7 @@ compare() {
     done </tmp/expected
     [ "$checked" -ge 13 ] || fail "only $checked attributes compared"
     [ "$(cat "$sys/queue/nr_requests")" -ge 32 ] || fail "nr_requests is $(cat "$sys/queue/nr_requests")"
-    [ "$(ls -d "$sys"/mq/* | wc -l)" -ge 1 ] || fail "no queue"
+    [ "$(find "$sys/mq" -mindepth 1 -maxdepth 1 | wc -l)" = "$(number queues)" ] || fail "status says $(number queues) queues: $(ls "$sys/mq")"
     [ "$(blockdev --getss "$disk")" = "$(number logical_block)" ] || fail "blockdev --getss"
     [ "$(blockdev --getsize64 "$disk")" = "$(number size)" ] || fail "blockdev --getsize64"
     [ "$(blockdev --getro "$disk")" = "$(number read_only)" ] || fail "blockdev --getro"

@@ -38,6 +38,7 @@ attach() {
 is_the_same() {
     [ "$(readlink /dev/dst/disk)" = "$disk" ] || fail "/dev/dst/disk leads to $(readlink /dev/dst/disk), not $disk"
     [ "$(cat "$sys/dev") $(cat "$sys/diskseq")" = "$number $sequence" ] || fail "it is another disk"
+    [ "$(from_status queues)" = "$(find "$sys/mq" -mindepth 1 -maxdepth 1 | wc -l)" ] || dead || fail "status says $(from_status queues) queues"
 }
 
 gone() { [ ! -e "$sys" ]; }

@@ -27,6 +27,44 @@ nothing_left() {
     done
 }
 
+# The processors are spread over as many queues as the agent serves, each with a place left for the driver to notice its death.
+has_the_queues() {
+    processors=$(nproc)
+    wanted=$((processors < 4 ? processors : 4))
+    [ "$(number queues)" = "$wanted" ] || fail "status says $(number queues) queues, not $wanted"
+    [ "$(find "$sys/mq" -mindepth 1 -maxdepth 1 | wc -l)" = "$wanted" ] || fail "the kernel has other queues: $(ls "$sys/mq")"
+    shows queue/nr_requests 127
+}
+
+# Writers on a processor of each queue at once, and readers on the next queue's.
+uses_every_queue() {
+    before='' writers=''
+    for queue in "$sys"/mq/*; do
+        at=${queue##*/}
+        processor=$(sed 's/[-,].*//' "$queue/cpu_list")
+        dd if=/dev/urandom of="/tmp/pinned.$at" bs=1M count=4 status=none
+        for part in 0 1 2 3; do
+            taskset -c "$processor" /dst/dd if="/tmp/pinned.$at" of="$disk" bs=16K count=64 skip=$((part * 64)) \
+                seek=$(((64 + at * 4 + part) * 64)) oflag=direct conv=notrunc status=none &
+            writers="$writers $!"
+        done
+    done
+    for writer in $writers; do
+        wait "$writer" || fail "a writer on one of the processors"
+    done
+    for queue in "$sys"/mq/* "$sys/mq/0"; do
+        at=${queue##*/}
+        processor=$(sed 's/[-,].*//' "$queue/cpu_list")
+        if [ -n "$before" ]; then
+            taskset -c "$processor" /dst/dd if="$disk" of=/tmp/back bs=16K count=256 skip=$(((64 + before * 4) * 64)) \
+                iflag=direct status=none
+            cmp "/tmp/pinned.$before" /tmp/back || fail "what was written on queue $before"
+        fi
+        before=$at
+    done
+    [ "$(from_status errors)" = 0 ] || fail "$(from_status errors) requests failed"
+}
+
 agent_is_dead() { [ "$(from_status state)" = '"waiting-for-recovery"' ]; }
 
 partitioned_image "$size"
@@ -45,6 +83,7 @@ shows queue/fua 1
 shows queue/discard_max_bytes 2147483648
 shows queue/write_zeroes_max_bytes 2147483648
 shows queue/rotational 0
+has_the_queues
 echo "ok: it shows what was negotiated"
 
 [ "$(cat "$sys/${disk#/dev/}p1/start")" = 2048 ] || fail "the partition is at the wrong place"
@@ -64,6 +103,16 @@ echo "ok: read-only"
 attach
 does_every_operation
 echo "ok: flush, FUA, write zeroes, discard"
+
+uses_every_queue
+dst detach disk
+nothing_left
+attach --connections 2
+has_both() { dst status disk | grep -q '^connections: *2 of 2'; }
+wait_for 10 has_both
+does_every_operation
+uses_every_queue
+echo "ok: I/O on every queue at once, over one connection and over two"
 
 mkfs.ext4 -q -F "$disk"
 mount -t ext4 "$disk" /mnt

@@ -46,6 +46,8 @@ pub struct Node {
     pub kind: NodeKind,
     /// What the path leads to: `/dev/loop3`; the same as `path` for a file.
     pub device: PathBuf,
+    /// Queues that a block device was made with, which the block layer spreads the processors over; 0 for a file.
+    pub queues: u16,
     /// What is not quite as the geometry says, in words, for the log and `dst status`.
     pub notes: Vec<String>,
 }

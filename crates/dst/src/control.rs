@@ -81,6 +81,8 @@ pub struct DeviceReport {
     pub device: Option<PathBuf>,
     /// `block-device` or `file`.
     pub kind: String,
+    /// Queues that the kernel has for it; 0: none, or not known.
+    pub queues: u16,
     /// What is not quite as it should be.
     pub notes: Vec<String>,
     /// Of the export, in bytes.

@@ -236,7 +236,13 @@ fn detail(report: &DeviceReport) -> String {
         ("why", report.message.clone().unwrap_or_default()),
         ("node", path(&report.node)),
         ("device", path(&report.device)),
-        ("front end", report.front_end.clone()),
+        (
+            "front end",
+            match report.queues {
+                0 | 1 => report.front_end.clone(),
+                queues => format!("{}, {queues} queues", report.front_end),
+            },
+        ),
         ("export", report.url.clone()),
         ("server", report.server.clone()),
         (
@@ -399,6 +405,18 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
+    }
+
+    #[test]
+    fn several_queues_are_told() {
+        assert!(!detail(&report()).contains("queues"));
+        let report = DeviceReport {
+            front_end: "ublk".into(),
+            queues: 4,
+            ..report()
+        };
+        let text = detail(&report);
+        assert!(text.contains("ublk, 4 queues"), "{text}");
     }
 
     #[test]

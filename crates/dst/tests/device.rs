@@ -44,6 +44,7 @@ fn a_device_stores_bytes_shows_itself_and_leaves_nothing() {
         assert_eq!(report[field], value, "{field}");
     }
     assert_eq!(report["size"], 16 << 20);
+    assert_eq!(report["queues"], 1);
     for field in [
         "pid",
         "in_flight",

@@ -98,6 +98,7 @@ impl Control {
                 path: path.to_owned(),
                 kind: NodeKind::File,
                 device: path.to_owned(),
+                queues: 0,
                 notes,
             });
         }
@@ -135,6 +136,7 @@ impl Control {
                     path: link,
                     kind: NodeKind::BlockDevice,
                     device: disk.path(),
+                    queues: 1,
                     notes,
                 })
             }

@@ -249,6 +249,8 @@ impl Control {
             path: link,
             kind: NodeKind::BlockDevice,
             device: path,
+            // One for each connection.
+            queues: 1,
             notes,
         })
     }

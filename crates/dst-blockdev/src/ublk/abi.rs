@@ -6,6 +6,8 @@
 
 use rustix::ioctl::{opcode, Opcode};
 
+use super::place::Place;
+
 /// Numbers of control commands, to `/dev/ublk-control`.
 pub(super) mod ctrl {
     use super::{opcode, CtrlCmd, Opcode};
@@ -104,19 +106,31 @@ pub(super) const QUIESCED: u16 = 2;
 /// `queue_id` of a command that is for no queue.
 const NO_QUEUE: u16 = u16::MAX;
 
+/// `UBLK_MAX_QUEUE_DEPTH`: each queue's descriptors have a place in `/dev/ublkcN` for so many.
+const MOST_TAGS: u64 = 4096;
+
 /// `UBLKSRV_IO_BUF_OFFSET`: where the payloads begin in `/dev/ublkcN`.
 const IO_BUF_OFFSET: u64 = 0x8000_0000;
 /// `UBLK_IO_BUF_BITS`: each request has so many bits of that space, with the tag in the bits above.
 const IO_BUF_BITS: u32 = 25;
+/// `UBLK_QID_OFF`: and the queue in the bits above those.
+const QUEUE_BITS_AT: u32 = IO_BUF_BITS + 16;
 /// Longest payload of one request in bytes that has a place in `/dev/ublkcN`.
 pub(super) const LONGEST_PAYLOAD: u32 = 1 << IO_BUF_BITS;
 
 /// Bytes per sector, whatever the logical block.
 pub(super) const SECTOR: u64 = 512;
 
-/// Where the payload of a tag of queue 0 is in `/dev/ublkcN`.
-pub(super) fn payload_offset(tag: u16) -> u64 {
-    IO_BUF_OFFSET + (u64::from(tag) << IO_BUF_BITS)
+/// Where the payload of the request at a place is in `/dev/ublkcN`.
+pub(super) fn payload_offset(place: Place) -> u64 {
+    let queue = u64::from(place.queue) << QUEUE_BITS_AT;
+    IO_BUF_OFFSET + queue + (u64::from(place.tag) << IO_BUF_BITS)
+}
+
+/// Where the descriptors of a queue are in `/dev/ublkcN`, with pages of so many bytes.
+pub(super) fn descriptors_offset(queue: u16, page: u64) -> u64 {
+    // From `UBLKSRV_CMD_BUF_OFFSET`, which is 0.
+    u64::from(queue) * (MOST_TAGS * size_of::<IoDesc>() as u64).next_multiple_of(page)
 }
 
 /// `struct ublksrv_ctrl_cmd`
@@ -200,23 +214,23 @@ pub(super) struct IoDesc {
     pub(super) addr: u64,
 }
 
-/// `struct ublksrv_io_cmd`, of queue 0.
+/// `struct ublksrv_io_cmd`
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IoCmd {
     q_id: u16,
-    pub(super) tag: u16,
+    tag: u16,
     /// Bytes done, or a negative errno.
-    pub(super) result: i32,
+    result: i32,
     /// 0 with [`feature::USER_COPY`].
     addr: u64,
 }
 
 impl IoCmd {
-    pub(super) fn new(tag: u16, result: i32) -> IoCmd {
+    pub(super) fn new(place: Place, result: i32) -> IoCmd {
         IoCmd {
-            q_id: 0,
-            tag,
+            q_id: place.queue,
+            tag: place.tag,
             result,
             addr: 0,
         }
@@ -334,8 +348,9 @@ mod tests {
         assert_eq!(bytes[16..24], 42_u64.to_ne_bytes());
         assert!(bytes[24..].iter().all(|byte| *byte == 0));
 
-        let bytes = IoCmd::new(513, -5).encode();
-        assert_eq!(bytes[0..2], [0, 0]);
+        let place = Place { queue: 3, tag: 513 };
+        let bytes = IoCmd::new(place, -5).encode();
+        assert_eq!(bytes[0..2], 3_u16.to_ne_bytes());
         assert_eq!(bytes[2..4], 513_u16.to_ne_bytes());
         assert_eq!(bytes[4..8], (-5_i32).to_ne_bytes());
         assert_eq!(bytes[8..16], [0; 8]);
@@ -343,8 +358,17 @@ mod tests {
 
     #[test]
     fn payloads_have_places_apart() {
-        assert_eq!(payload_offset(0), 0x8000_0000);
-        assert_eq!(payload_offset(3), 0x8000_0000 + 3 * (32 << 20));
+        let at = |queue, tag| payload_offset(Place { queue, tag });
+        assert_eq!(at(0, 0), 0x8000_0000);
+        assert_eq!(at(0, 3), 0x8000_0000 + 3 * (32 << 20));
+        assert_eq!(at(2, 1), 0x8000_0000 + (2 << 41) + (32 << 20));
         assert_eq!(LONGEST_PAYLOAD, 32 << 20);
+    }
+
+    #[test]
+    fn descriptors_of_each_queue_begin_on_a_page() {
+        assert_eq!(descriptors_offset(0, 4096), 0);
+        assert_eq!(descriptors_offset(3, 4096), 3 * 98304);
+        assert_eq!(descriptors_offset(1, 65536), 131072);
     }
 }

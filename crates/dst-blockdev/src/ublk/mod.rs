@@ -9,25 +9,28 @@
 //!
 //! # States
 //!
-//! | state | entered by | queue | disk | ends by |
+//! | state | entered by | queues | disk | ends by |
 //! | --- | --- | --- | --- | --- |
 //! | made | `open`: ADD_DEV, SET_PARAMS | there, idle | none | `start` |
-//! | starting | `start`: FETCH on every tag, then START_DEV beside | serves | appears, is read for partitions | START_DEV is done |
-//! | taken over | `recover`: START_USER_RECOVERY | there, idle | there, its requests wait | `start`: FETCH on every tag, then END_USER_RECOVERY beside |
-//! | up | START_DEV | serves | there | `stop`; removed from outside; abort |
-//! | stopping | STOP_DEV, beside | serves what is written back, until every tag is gone | going | every tag is gone |
+//! | starting | `start`: FETCH on every tag of every queue, then START_DEV beside | serve | appears, is read for partitions | START_DEV is done |
+//! | taken over | `recover`: START_USER_RECOVERY | there, idle | there, its requests wait | `start`: FETCH on every tag of every queue, then END_USER_RECOVERY beside |
+//! | up | START_DEV | serve | there | `stop`; removed from outside; abort |
+//! | stopping | STOP_DEV, beside | serve what is written back, until every tag is gone | going | every tag is gone |
 //! | stopped | the last tag, an abort, a driver that breaks its word | none | none, or every request fails | dropping it |
 //!
 //! # Invariants
-//! - START_DEV is issued only when every tag fetches, and never by the thread that serves: it reads the partition table.
-//! - The queue never ends between START_DEV and the disk's appearance, unless the process dies (`works.rs` says why).
+//! - START_DEV is issued only when every tag of every queue fetches, and never by the thread that serves: it reads the partition
+//!   table.
+//! - The queues never end between START_DEV and the disk's appearance, unless the process dies (`works.rs` says why).
 //! - A device is stopped or deleted only if it has our mark: its number may have passed on to somebody else.
 //!
 //! | file | subject |
 //! | --- | --- |
 //! | `abi.rs` | the driver's numbers and structures |
 //! | `control.rs` | control commands |
-//! | `queue.rs`, `tags.rs` | the data path; whose turn it is on each tag, and what requests ask for, sans I/O |
+//! | `queues.rs` | the data path |
+//! | `tags.rs`, `place.rs` | sans I/O: whose turn it is on each tag, and what requests ask for; which tags there are |
+//! | `descriptors.rs` | the memory in which the driver describes requests |
 //! | `params.rs` | what the device announces |
 //! | `disk.rs` | the disk in sysfs and `/dev` |
 //! | `record.rs` | what is written down for a later process |
@@ -36,9 +39,11 @@
 
 mod abi;
 mod control;
+mod descriptors;
 mod disk;
 mod params;
-mod queue;
+mod place;
+mod queues;
 mod record;
 mod recover;
 mod tags;
@@ -59,7 +64,8 @@ use rustix::event::EventfdFlags;
 use self::abi::{feature, DevInfo};
 use self::control::Control;
 use self::disk::Disk;
-use self::queue::Queue;
+use self::place::Shape;
+use self::queues::Queues;
 use self::record::Mark;
 use self::works::{Parts, Works};
 use crate::runtime::NameLock;
@@ -70,7 +76,12 @@ const NOTICING: Duration = Duration::from_secs(2);
 /// The kernel module of the driver.
 pub(crate) const MODULE: &str = "ublk_drv";
 
-/// Requests at once, as many as the client takes.
+
+/// Queues of a device; the driver makes no more than the machine has processors. With four, processors rarely wait for one another
+/// to submit; since one thread serves them all, more would gain nothing.
+const QUEUES: u16 = 4;
+/// Tags of each queue: so that whoever submits on one processor can have as many requests out as the client. What the client has
+/// no slot for waits in its queue; how much memory all of them take at most is in `tags.rs`.
 const DEPTH: u16 = 128;
 
 /// Whether this machine and user can make such a device.
@@ -172,8 +183,8 @@ fn slow(disk: Disk) -> Error {
 #[derive(Debug)]
 pub struct UblkFrontEnd {
     /// `None` once stopped.
-    queue: Option<Queue>,
-    /// An event descriptor that the queue makes readable.
+    queues: Option<Queues>,
+    /// An event descriptor that the queues make readable.
     event: OwnedFd,
     /// As it is now.
     geometry: Geometry,
@@ -292,7 +303,7 @@ impl UblkFrontEnd {
         };
         let opened = set.and_then(|()| {
             let (event, events) = event()?;
-            Ok((event, Queue::open(id, info.queue_depth, events)?))
+            Ok((event, Queues::open(id, Shape::of(&info)?, events)?))
         });
         let works = Works::new(Parts {
             name: config.name.clone(),
@@ -302,12 +313,13 @@ impl UblkFrontEnd {
             geometry: config.geometry,
             transfer,
             partitions: config.partitions,
+            queues: info.nr_hw_queues,
             control,
             recovers,
         });
         match opened {
-            Ok((event, queue)) => Ok(UblkFrontEnd {
-                queue: Some(queue),
+            Ok((event, queues)) => Ok(UblkFrontEnd {
+                queues: Some(queues),
                 event,
                 geometry: config.geometry,
                 survives: info.flags & recover::FLAGS == recover::FLAGS,
@@ -323,11 +335,11 @@ impl UblkFrontEnd {
         }
     }
 
-    /// Nothing comes any more. What is in the queue fails.
+    /// Nothing comes any more. What is in the queues fails.
     fn end(&mut self) {
         self.works.set_ended();
-        if let Some(mut queue) = self.queue.take() {
-            queue.fail_all();
+        if let Some(mut queues) = self.queues.take() {
+            queues.fail_all();
         }
     }
 }
@@ -348,7 +360,7 @@ fn add(
         flags |= recover::FLAGS;
     }
     control.add(DevInfo {
-        nr_hw_queues: 1,
+        nr_hw_queues: QUEUES,
         queue_depth: DEPTH,
         max_io_buf_bytes: transfer,
         dev_id: abi::ANY_ID,
@@ -368,11 +380,11 @@ impl FrontEnd for UblkFrontEnd {
     }
 
     fn take(&mut self, out: &mut Vec<Request>, pool: &Pool) -> io::Result<()> {
-        let Some(queue) = &mut self.queue else {
+        let Some(queues) = &mut self.queues else {
             return Ok(());
         };
-        let taken = queue.take(out, pool).and_then(|goes_on| {
-            queue.submit()?;
+        let taken = queues.take(out, pool).and_then(|goes_on| {
+            queues.submit()?;
             Ok(goes_on)
         });
         if !matches!(taken, Ok(true)) {
@@ -382,18 +394,18 @@ impl FrontEnd for UblkFrontEnd {
     }
 
     fn is_full(&self) -> bool {
-        self.queue.as_ref().is_some_and(Queue::is_full)
+        self.queues.as_ref().is_some_and(Queues::is_full)
     }
 
     fn complete(&mut self, completion: Completion, _out: &mut Vec<Request>) {
-        if let Some(queue) = &mut self.queue {
-            queue.complete(&completion);
+        if let Some(queues) = &mut self.queues {
+            queues.complete(&completion);
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let submitted = match &mut self.queue {
-            Some(queue) => queue.submit(),
+        let submitted = match &mut self.queues {
+            Some(queues) => queues.submit(),
             None => Ok(()),
         };
         if submitted.is_err() {
@@ -402,10 +414,10 @@ impl FrontEnd for UblkFrontEnd {
         submitted
     }
 
-    /// To be called by the thread that serves: from here on the queue is its own.
+    /// To be called by the thread that serves: from here on the queues are its own.
     fn start(&mut self) -> Work<Node> {
-        let begun = match &mut self.queue {
-            Some(queue) => queue.begin(),
+        let begun = match &mut self.queues {
+            Some(queues) => queues.begin(),
             None => Ok(()),
         };
         if begun.is_err() {
@@ -438,7 +450,7 @@ impl FrontEnd for UblkFrontEnd {
     }
 
     fn stopped(&self) -> bool {
-        self.queue.is_none()
+        self.queues.is_none()
     }
 
     fn survives(&self) -> bool {

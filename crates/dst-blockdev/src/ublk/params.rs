@@ -8,15 +8,16 @@ use crate::geometry::check_size;
 use crate::{Error, ErrorKind};
 
 /// Largest READ and WRITE in bytes: the largest buffer that the pool keeps.
-const LARGEST_TRANSFER: u32 = 1 << 20;
+pub(super) const LARGEST_TRANSFER: u32 = 1 << 20;
 const _: () = assert!(LARGEST_TRANSFER <= abi::LONGEST_PAYLOAD);
 /// Longest discard and write zeroes, in sectors: 2 GiB, a multiple of every block size. One bio has less than 4 GiB.
 const LONGEST_RANGE: u32 = 1 << 22;
 /// How far to read ahead, in KiB: a remote disk wants more under way than a local one, whose default is 128.
 pub(super) const READ_AHEAD_KIB: u32 = 1024;
 
-/// Requests at once, of [`super::DEPTH`] tags: so that one tag always fetches. A driver before Linux 6.16 notices at once
-/// that its server is dead only if a command of that one is with it; if all tags are taken it takes up to 30 s.
+/// Requests at once on each queue, of [`super::DEPTH`] tags: so that one tag of each always fetches. A driver before Linux 6.16
+/// notices at once that the server of a queue is dead only if a command of that one is with it; if all tags are taken it takes up
+/// to 30 s.
 pub(super) const REQUESTS: u16 = super::DEPTH - 1;
 
 /// Refuses what the driver can't show.

@@ -1,7 +1,7 @@
 //! Taking over the device of a dead process (`UBLK_F_USER_RECOVERY` with `UBLK_F_USER_RECOVERY_REISSUE`).
 //!
 //! ```text
-//! up --server dies, driver notices--> quiesced --START_USER_RECOVERY--> ready --open, FETCH on every tag--> fetching
+//! up --server dies, driver notices--> quiesced --START_USER_RECOVERY--> ready --open, FETCH on every tag of every queue--> fetching
 //!     fetching --END_USER_RECOVERY--> up: what had waited comes, and once more what the dead server had not answered
 //! ```
 //!
@@ -14,8 +14,9 @@
 //!   had open.
 //! - *ready*: a driver since Linux 6.16 takes START_USER_RECOVERY again. One before refuses it (`EINVAL`) until every tag has
 //!   fetched, needs none, and is back in the same state when the process that has opened the device dies, as long as that
-//!   had neither mapped it nor fetched on some of its tags only. So the order is: open, fetch on all tags by one system call,
-//!   which no SIGKILL cuts in two, map.
+//!   had neither mapped it nor fetched on some of its tags, or queues, only. So the order is: open, fetch on all tags of all
+//!   queues by one system call, which no SIGKILL cuts in two, map.
+//! - The queues and their depth are the device's, whatever this version would have made.
 //! - The mark, the name's directory and the link stay; the lock of the directory is the process's and goes with it.
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The tags of a queue, sans I/O: whose turn it is on each, and what a request asks for.
+//! The tags of all queues, sans I/O: whose turn it is on each, and what a request asks for.
 //!
 //! # Invariants
 //! - On each tag exactly one command is with the driver, or one request is with us, or neither for ever: never both.
@@ -19,10 +19,20 @@
 use rustix::io::Errno;
 
 use super::abi::{op, IoDesc, LONGEST_PAYLOAD, SECTOR};
+use super::params::LARGEST_TRANSFER;
+use super::place::{Place, Shape};
+use super::{DEPTH, QUEUES};
 
-/// Bytes of reads and writes with us from which on no more requests are taken: what a server gives credit for, and more.
-/// With one more request of the largest size it is within [`crate::IN_FLIGHT`].
+/// Bytes of reads and writes with us from which on no more requests are taken, on whatever queue: what a server gives credit
+/// for, and more.
 const FULL: u64 = 32 << 20;
+
+// With one more request of the largest size, and each at the end of a page of which it has but a block, all requests that a
+// device can have given us are within the memory that is set aside, and an eighth of that is left for gaps between them.
+const _: () = assert!(
+    FULL + LARGEST_TRANSFER as u64 + (QUEUES as u64 * DEPTH as u64) * 4096
+        <= crate::IN_FLIGHT / 8 * 7
+);
 
 /// What a request asks for. Offsets and lengths in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,14 +129,15 @@ enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Came {
     /// A request is there.
-    Request,
-    /// The tag is gone.
+    Request(Place),
+    /// A tag is gone.
     Nothing,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Tags {
+    shape: Shape,
     states: Vec<State>,
     gone: usize,
     /// Bytes of payload of all requests with us.
@@ -134,26 +145,32 @@ pub(super) struct Tags {
 }
 
 impl Tags {
-    /// `depth` tags, all fetching.
-    pub(super) fn new(depth: u16) -> Tags {
+    /// Those of a device, all fetching.
+    pub(super) fn new(shape: Shape) -> Tags {
         Tags {
-            states: vec![State::Fetching; usize::from(depth)],
+            shape,
+            states: vec![State::Fetching; shape.places() as usize],
             gone: 0,
             bytes: 0,
         }
     }
 
-    /// A command has completed with `result`. After `Came::Request` the request is to be read and [`Tags::take`] to be
-    /// called.
+    /// The place with this number, and its index.
+    fn find(&self, number: u64) -> Option<(Place, usize)> {
+        let place = Place::of(number)?;
+        Some((place, self.shape.index(place)?))
+    }
+
+    /// The command of the place with this number has completed with `result`. After `Came::Request` the request is to be read
+    /// and [`Tags::take`] to be called.
     ///
     /// # Errors
     /// The driver does not do what it says.
-    pub(super) fn completed(&mut self, tag: u64, result: i32) -> Result<Came, String> {
-        let state = usize::try_from(tag)
-            .ok()
-            .and_then(|tag| self.states.get_mut(tag));
-        let Some(state @ State::Fetching) = state else {
-            return Err(format!("the driver answered on tag {tag} out of turn"));
+    pub(super) fn completed(&mut self, number: u64, result: i32) -> Result<Came, String> {
+        let found = self.find(number);
+        let found = found.and_then(|(place, at)| Some((place, self.states.get_mut(at)?)));
+        let Some((place, state @ State::Fetching)) = found else {
+            return Err(format!("the driver answered at {number:#x} out of turn"));
         };
         if result == 0 {
             // Until its descriptor has been read it is one that fails.
@@ -161,7 +178,7 @@ impl Tags {
                 reads: false,
                 payload: 0,
             });
-            return Ok(Came::Request);
+            return Ok(Came::Request(place));
         }
         *state = State::Gone;
         self.gone += 1;
@@ -170,14 +187,17 @@ impl Tags {
             return Ok(Came::Nothing);
         }
         Err(format!(
-            "the driver refused a command on tag {tag}: {}",
-            std::io::Error::from_raw_os_error(-result)
+            "the driver refused a command for tag {} of queue {}: {}",
+            place.tag,
+            place.queue,
+            std::io::Error::from_raw_os_error(result.wrapping_neg())
         ))
     }
 
-    /// Notes what the request on a tag asks for.
-    pub(super) fn take(&mut self, tag: u16, asked: &Asked) {
-        if let Some(State::Taken(taken)) = self.states.get_mut(usize::from(tag)) {
+    /// Notes what the request at a place asks for.
+    pub(super) fn take(&mut self, place: Place, asked: &Asked) {
+        let at = self.shape.index(place);
+        if let Some(State::Taken(taken)) = at.and_then(|at| self.states.get_mut(at)) {
             self.bytes -= u64::from(taken.payload);
             *taken = Taken {
                 reads: matches!(asked, Asked::Read { .. }),
@@ -187,25 +207,23 @@ impl Tags {
         }
     }
 
-    /// The request on a tag is answered: the tag is fetching again, which the caller makes true. `None`: no request is
-    /// there.
-    pub(super) fn answer(&mut self, tag: u64) -> Option<(u16, Taken)> {
-        let at = u16::try_from(tag).ok()?;
-        let state = self.states.get_mut(usize::from(at))?;
+    /// The request at the place with this number is answered: its tag is fetching again, which the caller makes true. `None`:
+    /// no request is there.
+    pub(super) fn answer(&mut self, number: u64) -> Option<(Place, Taken)> {
+        let (place, at) = self.find(number)?;
+        let state = self.states.get_mut(at)?;
         let State::Taken(taken) = *state else {
             return None;
         };
         *state = State::Fetching;
         self.bytes -= u64::from(taken.payload);
-        Some((at, taken))
+        Some((place, taken))
     }
 
-    /// The tags with a request on them.
-    pub(super) fn taken(&self) -> impl Iterator<Item = u16> + '_ {
-        (0..).zip(&self.states).filter_map(|(tag, state)| {
-            let taken = matches!(state, State::Taken(_));
-            taken.then_some(tag)
-        })
+    /// The places with a request.
+    pub(super) fn taken(&self) -> impl Iterator<Item = Place> + '_ {
+        let places = self.shape.iter().zip(&self.states);
+        places.filter_map(|(place, state)| matches!(state, State::Taken(_)).then_some(place))
     }
 
     /// Whether there is enough with us.
@@ -286,33 +304,43 @@ mod tests {
         }
     }
 
+    fn shape(queues: u16, depth: u16) -> Shape {
+        Shape { queues, depth }
+    }
+
+    fn at(queue: u16, tag: u16) -> Place {
+        Place { queue, tag }
+    }
+
     #[test]
     fn a_tag_goes_round_and_is_answered_once() {
-        let mut tags = Tags::new(2);
-        assert_eq!(tags.answer(1), None);
-        assert_eq!(tags.completed(1, 0), Ok(Came::Request));
+        let mut tags = Tags::new(shape(2, 2));
+        let (place, number) = (at(1, 1), at(1, 1).number());
+        assert_eq!(tags.answer(number), None);
+        assert_eq!(tags.completed(number, 0), Ok(Came::Request(place)));
         let asked = Asked::parse(&desc(op::READ, 0, 8)).unwrap();
-        tags.take(1, &asked);
-        assert!(tags.completed(1, 0).is_err());
-        assert_eq!(tags.taken().collect::<Vec<_>>(), [1]);
-        let (tag, taken) = tags.answer(1).unwrap();
-        assert_eq!((tag, taken.reads, taken.payload), (1, true, 4096));
-        assert_eq!(tags.answer(1), None);
+        tags.take(place, &asked);
+        assert!(tags.completed(number, 0).is_err());
+        assert_eq!(tags.taken().collect::<Vec<_>>(), [place]);
+        assert_eq!(tags.answer(at(0, 1).number()), None, "another queue's");
+        let (answered, taken) = tags.answer(number).unwrap();
+        assert_eq!((answered, taken.reads, taken.payload), (place, true, 4096));
+        assert_eq!(tags.answer(number), None);
         assert_eq!(tags.taken().count(), 0);
-        assert_eq!(tags.completed(1, 0), Ok(Came::Request));
-        tags.take(1, &Asked::Flush);
-        let (_, taken) = tags.answer(1).unwrap();
+        assert_eq!(tags.completed(number, 0), Ok(Came::Request(place)));
+        tags.take(place, &Asked::Flush);
+        let (_, taken) = tags.answer(number).unwrap();
         assert_eq!((taken.reads, taken.payload), (false, 0));
     }
 
     #[test]
-    fn it_is_full_by_bytes_until_something_is_answered() {
-        let mut tags = Tags::new(33);
+    fn it_is_full_by_bytes_over_all_queues_until_something_is_answered() {
+        let mut tags = Tags::new(shape(3, 11));
         let asked = Asked::parse(&desc(op::WRITE, 0, 2048)).unwrap();
-        for tag in 0..33 {
-            assert_eq!(tags.is_full(), tag == 32);
-            assert_eq!(tags.completed(u64::from(tag), 0), Ok(Came::Request));
-            tags.take(tag, &asked);
+        for (taken, place) in shape(3, 11).iter().enumerate() {
+            assert_eq!(tags.is_full(), taken == 32);
+            assert_eq!(tags.completed(place.number(), 0), Ok(Came::Request(place)));
+            tags.take(place, &asked);
         }
         tags.answer(0).unwrap();
         assert!(tags.is_full());
@@ -323,23 +351,25 @@ mod tests {
     #[test]
     fn tags_are_gone_when_the_driver_lets_them_go() {
         let abort = -Errno::NODEV.raw_os_error();
-        let mut tags = Tags::new(2);
-        assert_eq!(tags.completed(0, abort), Ok(Came::Nothing));
+        let mut tags = Tags::new(shape(2, 1));
+        let (first, second) = (at(0, 0).number(), at(1, 0).number());
+        assert_eq!(tags.completed(first, abort), Ok(Came::Nothing));
         assert!(!tags.all_gone());
-        assert!(tags.completed(0, 0).is_err());
-        assert_eq!(tags.completed(1, 0), Ok(Came::Request));
+        assert!(tags.completed(first, 0).is_err());
+        assert_eq!(tags.completed(second, 0), Ok(Came::Request(at(1, 0))));
         assert!(!tags.all_gone());
-        tags.answer(1).unwrap();
-        assert_eq!(tags.completed(1, abort), Ok(Came::Nothing));
+        tags.answer(second).unwrap();
+        assert_eq!(tags.completed(second, abort), Ok(Came::Nothing));
         assert!(tags.all_gone());
     }
 
     #[test]
-    fn another_error_or_tag_is_a_broken_driver() {
-        let mut tags = Tags::new(1);
+    fn another_error_or_place_is_a_broken_driver() {
+        let mut tags = Tags::new(shape(1, 1));
         assert!(tags.completed(1, 0).is_err());
+        assert!(tags.completed(at(1, 0).number(), 0).is_err());
         assert!(tags.completed(u64::MAX, 0).is_err());
-        assert!(tags.completed(0, -22).is_err());
+        assert!(tags.completed(0, i32::MIN).is_err());
         assert!(tags.all_gone());
         assert_eq!(tags.answer(u64::MAX), None);
     }
@@ -348,11 +378,42 @@ mod tests {
         #[test]
         fn no_descriptor_makes_it_panic(flags: u32, start: u64, count: u32) {
             if let Ok(asked) = Asked::parse(&desc(flags, start, count)) {
-                let mut tags = Tags::new(1);
-                prop_assert_eq!(tags.completed(0, 0), Ok(Came::Request));
-                tags.take(0, &asked);
+                let mut tags = Tags::new(shape(1, 1));
+                prop_assert_eq!(tags.completed(0, 0), Ok(Came::Request(at(0, 0))));
+                tags.take(at(0, 0), &asked);
                 prop_assert!(tags.answer(0).unwrap().1.payload <= LONGEST_PAYLOAD);
             }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(8))]
+
+        /// Requests of any sizes, answered in any order, find room in what is set aside for them.
+        #[test]
+        fn what_a_device_can_give_has_room_in_the_memory_set_aside(
+            requests in proptest::collection::vec(
+                (prop_oneof![1_u32..=8, 1..=LARGEST_TRANSFER / 512], any::<prop::sample::Index>()),
+                1..3000,
+            ),
+        ) {
+            let pool = dst_buf::Pool::with_reserve(0, crate::IN_FLIGHT as usize).unwrap();
+            let mut tags = Tags::new(shape(QUEUES, DEPTH));
+            let mut free: Vec<Place> = shape(QUEUES, DEPTH).iter().collect();
+            let mut taken = Vec::new();
+            for (sectors, which) in requests {
+                while tags.is_full() || free.is_empty() {
+                    let (place, _): (Place, dst_buf::Buf) = taken.swap_remove(which.index(taken.len()));
+                    tags.answer(place.number()).unwrap();
+                    free.push(place);
+                }
+                let place = free.pop().unwrap();
+                let asked = Asked::parse(&desc(op::WRITE, 0, sectors)).unwrap();
+                prop_assert_eq!(tags.completed(place.number(), 0), Ok(Came::Request(place)));
+                tags.take(place, &asked);
+                taken.push((place, pool.get(asked.payload() as usize)));
+            }
+            prop_assert_eq!(pool.missed(), 0);
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The control path: everything that may block, run on threads other than the one that serves.
 //!
-//! Works of one device run one after another (they share a lock). A forced stop ends the queue before its work waits for
+//! Works of one device run one after another (they share a lock). A forced stop ends the queues before its work waits for
 //! that lock, so that an earlier work which hangs in I/O fails and lets it go.
 //!
-//! # When a queue may end
-//! A driver that has been told to start a disk sends I/O to it whether the queue is still there or not; only once it has
-//! the disk does it see that the queue ended. So no queue is ended, by us, between START_DEV and the disk's appearance, a
-//! time in which the driver does no I/O ([`Works::set_ended`] waits for its end), and START_DEV is not issued for a queue
-//! that has ended.
+//! # When the queues may end
+//! A driver that has been told to start a disk sends I/O to it whether the queues are still there or not; only once it has
+//! the disk does it see that they ended. So no queue is ended, by us, between START_DEV and the disk's appearance, a
+//! time in which the driver does no I/O ([`Works::set_ended`] waits for its end), and START_DEV is not issued when they
+//! have ended.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -44,13 +44,15 @@ pub(super) struct Works {
     /// Largest request in bytes.
     pub(super) transfer: u32,
     pub(super) partitions: bool,
+    /// As many as the driver has made.
+    queues: u16,
     /// The disk is there, and waits for END_USER_RECOVERY.
     recovers: bool,
     /// Whether the disk is still to be taken away when this is dropped; not one that waits for another recovery.
     ours: AtomicBool,
     /// START_DEV is on its way.
     starting: AtomicBool,
-    /// The queue has ended, or is about to.
+    /// The queues have ended, or are about to.
     ended: AtomicBool,
     state: Mutex<State>,
 }
@@ -73,6 +75,7 @@ pub(super) struct Parts {
     pub(super) geometry: Geometry,
     pub(super) transfer: u32,
     pub(super) partitions: bool,
+    pub(super) queues: u16,
     pub(super) control: Control,
     /// It is taken over from a dead process.
     pub(super) recovers: bool,
@@ -88,6 +91,7 @@ impl Works {
             geometry: parts.geometry,
             transfer: parts.transfer,
             partitions: parts.partitions,
+            queues: parts.queues,
             recovers: parts.recovers,
             ours: AtomicBool::new(!parts.recovers),
             starting: AtomicBool::new(false),
@@ -100,7 +104,7 @@ impl Works {
         })
     }
 
-    /// To be called before the queue ends: see the module. Returns when it may end.
+    /// To be called before the queues end: see the module. Returns when they may end.
     pub(super) fn set_ended(&self) {
         self.ended.store(true, Ordering::SeqCst);
         let since = Instant::now();
@@ -149,6 +153,7 @@ impl Works {
                 path,
                 kind: NodeKind::BlockDevice,
                 device: self.disk.path(),
+                queues: self.queues,
                 notes: self.notes(&state),
             }),
             Err(error) => {

@@ -74,6 +74,7 @@ pub fn report(
         node: node.map(|node| node.path.clone()),
         device: node.map(|node| node.device.clone()),
         kind: node.map_or_else(String::new, |node| kind_name(node.kind).to_owned()),
+        queues: node.map_or(0, |node| node.queues),
         notes: node
             .into_iter()
             .flat_map(|node| node.notes.iter())
