@@ -6,8 +6,9 @@
 //! Commands wait in the ring for requests; a request's descriptor is in memory that the driver shares, its payload moves by
 //! `pread` and `pwrite` on `/dev/ublkcN` (`UBLK_F_USER_COPY`): one copy, straight into the pool buffer that is sent, and
 //! straight from the one that was received. No buffer is held for a tag that has no request, and what the kernel's page
-//! holds later does not matter (guarantee G9). (Zero copy would lend the pages to other calls of the ring; this end has
-//! to compute digests over them and keep them, so it would copy all the same.)
+//! holds later does not matter (guarantee G9). (Zero copy would lend the pages to other calls of the ring, never to us, who
+//! have to read them for the digests and to keep them longer than they are lent; so it would be a copy all the same. Batches,
+//! `UBLK_F_BATCH_IO`, are not safe for the rest of the machine when a server is killed: see docs/ARCHITECTURE.md.)
 //!
 //! # Invariants
 //! - Every command is issued by one thread, the one that called [`Queues::begin`]: the driver refuses others.
