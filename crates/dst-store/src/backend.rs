@@ -42,7 +42,8 @@ pub struct Info {
     pub discard_granularity: u32,
     /// [`Op::WriteZeroes`] is accepted.
     pub write_zeroes: bool,
-    /// [`Op::WriteZeroes`] takes no time in proportion to its length, so that `fast_only` is accepted.
+    /// [`Op::WriteZeroes`] may take no time in proportion to its length: `fast_only` is accepted, and refused by a request for
+    /// which there is no such way, as the one that must not unmap where only holes are fast.
     pub fast_zeroes: bool,
     /// Writes up to this many bytes are there in full or not at all after a power loss; 0: nothing of that kind is
     /// guaranteed.

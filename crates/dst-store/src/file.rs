@@ -71,7 +71,8 @@ pub fn open_file(path: &Path, options: &OpenOptions) -> Result<DiskBackend, Open
         discard: abilities.punch,
         discard_granularity: if abilities.punch { physical_block } else { 0 },
         write_zeroes: !options.read_only,
-        fast_zeroes: abilities.zero_range,
+        // For some requests: where only holes are fast (tmpfs), those that may unmap.
+        fast_zeroes: abilities.punch || abilities.zero_range,
         // What statx reports as atomic holds for direct I/O with RWF_ATOMIC, not for what goes through the page cache.
         max_atomic_write: 0,
         description: format!("file {name}, {}", format_size(size)),
