@@ -20,6 +20,8 @@ load_modules() {
 report=
 for test in "$@"; do
     load_modules
+    # What the kernel said of a test before says nothing of this one.
+    dmesg -C
     begun=$(date +%s)
     echo "==> $test"
     # shellcheck disable=SC2086 # name and arguments

@@ -22,9 +22,9 @@ ok() {
     begun=$now
 }
 
-# wait_for SECONDS COMMAND...
+# wait_for SECONDS COMMAND...: of a machine that is not emulated; here it tells only what hangs from what is slow.
 wait_for() {
-    left=$(($1 * 10))
+    left=$(($1 * 50))
     shift
     until "$@"; do
         left=$((left - 1))
