@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::campaigns::{self, Campaign};
 use crate::lab::{sweep, Form, FrontEnd, Plan};
-use crate::{all, hog, interrupt, results, wait};
+use crate::{all, hog, interrupt, wait};
 
 /// End-to-end campaigns of DST on real devices. Needs root.
 #[derive(Debug, Parser)]
@@ -23,8 +23,6 @@ enum Command {
     All(All),
     /// Removes what a campaign has left that was killed by SIGKILL
     Clean,
-    /// Reads on standard input what campaigns on another machine have printed with --result, and keeps it
-    Keep(Keep),
     /// Takes memory and holds it; started by the memory campaign
     #[command(hide = true)]
     Hog {
@@ -82,9 +80,6 @@ pub struct Common {
     /// Print the result as JSON on standard output
     #[arg(long)]
     pub json: bool,
-    /// Print the result for `keep` on standard output
-    #[arg(long, conflicts_with = "json")]
-    pub result: bool,
     /// Only cases whose name contains this
     #[arg(long, value_name = "TEXT")]
     pub only: Option<String>,
@@ -104,16 +99,6 @@ pub struct All {
     /// Keep results in this file, and skip what it says this commit has passed
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
-}
-
-/// Options of `keep`.
-#[derive(Debug, Args)]
-pub struct Keep {
-    /// The commit of what was tested; that of the current directory unless given
-    #[arg(long)]
-    commit: Option<String>,
-    /// Where
-    file: PathBuf,
 }
 
 impl Common {
@@ -165,12 +150,6 @@ impl Cli {
                 }
                 return Ok(true);
             }
-            Command::Keep(keep) => {
-                let printed = std::io::read_to_string(std::io::stdin())?;
-                let kept = results::keep(&keep.file, keep.commit.as_deref(), &printed)?;
-                println!("{kept} results in {}", keep.file.display());
-                return Ok(kept > 0);
-            }
             Command::Hog { bytes } => hog::take_and_hold(bytes),
             Command::All(all) => {
                 interrupt::install()?;
@@ -194,15 +173,13 @@ impl Cli {
         let outcome = campaigns::run(&campaign, &plan)?;
         if common.json {
             println!("{}", serde_json::to_string_pretty(&outcome)?);
-        } else if common.result {
-            println!("{}{}", results::RESULT, serde_json::to_string(&outcome)?);
         } else {
             for failed in &outcome.failed {
                 println!("  {failed}");
             }
         }
         eprintln!("{}", outcome.line());
-        if !common.json && !common.result {
+        if !common.json {
             println!("{}", outcome.line());
         }
         Ok(outcome.pass)

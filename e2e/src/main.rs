@@ -6,7 +6,7 @@
 //!
 //! With `--front-end` all devices of a campaign are of that front end. `plug` and `powercut` run in the guest, too, for the
 //! kernel's ublk and nbd drivers: `vm/tests/campaign.sh`, with `--quick` where there is little time, and `--patience`, since an
-//! emulated machine is slow. `e2e keep FILE` collects what they print there.
+//! emulated machine is slow.
 //!
 //! | file | subject |
 //! | --- | --- |

@@ -9,11 +9,6 @@ use serde::{Deserialize, Serialize};
 use crate::lab::Plan;
 use crate::report::Outcome;
 
-/// A result on a line of its own begins so.
-pub const RESULT: &str = "result: ";
-/// A line with the kernel release begins so.
-const KERNEL: &str = "kernel: ";
-
 /// See the [module](self).
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Kept {
@@ -124,34 +119,6 @@ impl Results {
     }
 }
 
-/// Keeps what campaigns have printed on another machine, one result a line, behind [`RESULT`]; its kernel release is on a line
-/// behind [`KERNEL`]. Anything else is passed over. How many results there were.
-///
-/// # Errors
-/// There is no kernel release, a result is none, the file can't be written.
-pub fn keep(path: &Path, commit_tested: Option<&str>, printed: &str) -> Result<usize> {
-    let own;
-    let commit = match commit_tested {
-        Some(commit) => commit,
-        None => {
-            own = commit();
-            &own
-        }
-    };
-    let mut results = Results::of(Some(path), commit)?;
-    let after = |line: &str, word| line.trim().strip_prefix(word).map(str::to_owned);
-    let kernel = printed.lines().find_map(|line| after(line, KERNEL));
-    results.kept.kernel = kernel.context("nothing says which kernel it was")?;
-    let lines: Vec<String> = printed
-        .lines()
-        .filter_map(|line| after(line, RESULT))
-        .collect();
-    for line in &lines {
-        results.add(serde_json::from_str(line).with_context(|| line.clone())?)?;
-    }
-    Ok(lines.len())
-}
-
 fn said(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
@@ -185,35 +152,26 @@ mod tests {
     use crate::report::Report;
 
     #[test]
-    fn what_a_guest_printed_is_kept_for_each_campaign_and_front_end() {
+    fn results_are_kept_for_each_campaign_and_front_end() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("vm.json");
-        let result = |name: &str, front_end| {
-            let mut plan = Plan::for_test(Form::Full);
+        let path = dir.path().join("e2e.json");
+        let mut plan = Plan::for_test(Form::Full);
+        for (name, front_end) in [
+            ("plug", FrontEnd::Ublk),
+            ("powercut", FrontEnd::Nbd),
+            ("powercut", FrontEnd::Nbd),
+        ] {
             plan.front_end = front_end;
             let mut report = Report::new(name, &plan);
             report.case("a case", |_| Ok(()));
-            format!(
-                "{RESULT}{}",
-                serde_json::to_string(&report.finish()).unwrap()
-            )
-        };
-        let printed = format!(
-            "kernel: 6.12.1\r\n  ok    a case\n{}\r\n{}\n",
-            result("plug", FrontEnd::Ublk),
-            result("plug", FrontEnd::Nbd)
-        );
-        assert_eq!(keep(&path, Some("abc"), &printed).unwrap(), 2);
-        let later = format!("{}\nkernel: 6.12.1\n", result("powercut", FrontEnd::Nbd));
-        assert_eq!(keep(&path, Some("abc"), &later).unwrap(), 1);
+            let mut results = Results::of(Some(&path), "abc").unwrap();
+            results.add(report.finish()).unwrap();
+        }
         let kept = Results::of(Some(&path), "abc").unwrap();
-        let file = std::fs::read_to_string(&path).unwrap();
-        assert!(file.contains("\"kernel\": \"6.12.1\""), "{file}");
-        assert_eq!(kept.lines().len(), 3);
-        let mut plan = Plan::for_test(Form::Full);
+        assert_eq!(kept.lines().len(), 2);
+        assert!(kept.has_passed("powercut", &plan));
         assert!(!kept.has_passed("plug", &plan));
-        plan.front_end = FrontEnd::Nbd;
-        assert!(kept.has_passed("plug", &plan));
-        assert!(keep(&path, Some("abc"), "nothing").is_err());
+        let others = Results::of(Some(&path), "def").unwrap();
+        assert!(!others.has_passed("powercut", &plan));
     }
 }

@@ -4,8 +4,7 @@
 #   campaign.sh "plug powercut" "ublk nbd" [OPTION OF e2e]...
 #
 # Modules: ublk_drv or nbd,nbds_max=1; ext4, xfs, loop. Files: dst, e2e, /usr/bin/fio, /usr/bin/cp, /usr/sbin/mkfs.xfs,
-# /usr/sbin/xfs_repair (a fraction of what their packages would bring). Results are on lines of their own, as `e2e keep`
-# reads them.
+# /usr/sbin/xfs_repair (a fraction of what their packages would bring).
 set -eu
 campaigns=$1
 front_ends=$2
@@ -31,7 +30,7 @@ status=0
 for front_end in $front_ends; do
     for campaign in $campaigns; do
         # Emulated, and beside others: nothing is decided by time, but some day what hangs must be told from what is slow.
-        e2e "$campaign" --front-end "$front_end" --patience 20 --result --dst /dst/dst "$@" 2>&1 || status=1
+        e2e "$campaign" --front-end "$front_end" --patience 20 --json --dst /dst/dst "$@" 2>&1 >/dev/null || status=1
         [ "$status" = 0 ] || fail "$campaign on $front_end"
         nothing_left
         ! dmesg | grep -E 'WARNING|BUG|Oops|Call Trace|blocked for more than' || fail "the kernel warned"
