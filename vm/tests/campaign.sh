@@ -30,7 +30,7 @@ status=0
 for front_end in $front_ends; do
     for campaign in $campaigns; do
         # Emulated, and beside others: nothing is decided by time, but some day what hangs must be told from what is slow.
-        e2e "$campaign" --front-end "$front_end" --patience 20 --json --dst /dst/dst "$@" 2>&1 >/dev/null || status=1
+        e2e "$campaign" --front-end "$front_end" --patience 20 --json --dst /dst/dst "$@" >/dev/null || status=1
         [ "$status" = 0 ] || fail "$campaign on $front_end"
         nothing_left
         ! dmesg | grep -E 'WARNING|BUG|Oops|Call Trace|blocked for more than' || fail "the kernel warned"
