@@ -23,7 +23,7 @@ for test in "$@"; do
     # What the kernel said of a test before says nothing of this one.
     dmesg -C
     begun=$(date +%s)
-    echo "==> $test"
+    echo "--> $test"
     # shellcheck disable=SC2086 # name and arguments
     set -- $test
     name=$1

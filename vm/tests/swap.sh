@@ -2,12 +2,14 @@
 # shellcheck source-path=SCRIPTDIR
 # In the guest: swap on a device, whose server writes to a disk of the same machine, while memory is short on the whole machine:
 # the kernel can give nobody memory before it has written some to this very device.
-# usage: swap.sh [FRONT-END...]   ublk and fuse unless given
+# usage: swap.sh [MIB [FRONT-END...]]   ublk and fuse unless given; in memory there are four times MIB, 96 unless given
 # Modules: ublk_drv, fuse, loop, ext4. Disk: 2G, /dev/vda. Files: dst, devices.sh.
 set -eu
 store=/store
 # shellcheck source=devices.sh
 . /dst/devices.sh
+pattern=${1:-96}
+[ $# -eq 0 ] || shift
 [ $# -gt 0 ] || set -- ublk fuse
 
 available() { awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo; }
@@ -18,8 +20,7 @@ mkfs.ext4 -q -F /dev/vda
 mkdir -p "$store"
 mount -t ext4 /dev/vda "$store"
 # Most of the memory goes to huge pages that nobody uses, which costs nothing, unlike filling it.
-leave=250
-pattern=96
+leave=$((90 + pattern * 5 / 3))
 take=$((($(available) - leave) / 2))
 [ "$take" -le 0 ] || echo "$take" >/proc/sys/vm/nr_hugepages
 pattern "$store"/source $pattern
