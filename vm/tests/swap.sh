@@ -1,9 +1,10 @@
 #!/bin/sh
 # shellcheck source-path=SCRIPTDIR
-# In the guest: swap on a device, whose server writes to a disk of the same machine, while memory is short on the whole machine:
-# the kernel can give nobody memory before it has written some to this very device.
+# In the first of two guests: swap on a device from another machine, while memory is short on the whole of this one: the kernel
+# can give nobody memory before it has written some to this very device. (A server on the same machine would be swapped out to
+# the device that it serves, and nobody could bring it back.)
 # usage: swap.sh [MIB [FRONT-END...]]   ublk and fuse unless given; in memory there are four times MIB, 96 unless given
-# Modules: ublk_drv, fuse, loop, ext4. Disk: 2G, /dev/vda. Files: dst, devices.sh.
+# Modules: ublk_drv, fuse, loop, ext4. Disk: 1G, /dev/vda. Files: dst, devices.sh; --peer swap-server.sh; --memory 2048.
 set -eu
 store=/store
 # shellcheck source=devices.sh
@@ -26,10 +27,12 @@ take=$((($(available) - leave) / 2))
 pattern "$store"/source $pattern
 sync
 echo "$(available) MiB are available"
+await serving
 
 for front in "$@"; do
-    start_server swap --size 512M
-    attach swap
+    dst attach --insecure --front-end "$front" --retain 8M dst://peer/swap >/tmp/attached 2>&1 || fail "attach: $(cat /tmp/attached)"
+    disk=$(readlink -f /dev/dst/swap)
+    [ -b "$disk" ] || fail "$disk is no block device"
     [ "$(mkswap "$disk" >/dev/null 2>&1; blkid -o value -s TYPE "$disk")" = swap ] || fail "mkswap"
     swapon "$disk" || fail "swapon"
     status=0
@@ -64,11 +67,10 @@ for front in "$@"; do
     swapoff "$disk" || fail "swapoff"
     no_errors swap
     detach swap
-    stop_server swap
-    rm "$store"/swap.img
     nothing_left
     ok "swap on $front: $((out / 256)) MiB were swapped out, and came back as they were"
 done
 echo 0 >/proc/sys/vm/nr_hugepages
 rm "$store"/source
 umount "$store"
+tell stop
