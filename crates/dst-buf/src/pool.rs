@@ -96,6 +96,16 @@ impl Pool {
                     .unwrap_or_else(|| FreeBlock::allocate(CLASSES[class])),
                 None => FreeBlock::allocate(len.next_multiple_of(ALIGNMENT)),
             });
+        self.hand_out(block, len)
+    }
+
+    /// As [`Pool::get`], but of the reserve or not at all.
+    pub fn get_reserved(&self, len: usize) -> Option<Buf> {
+        let block = self.0.reserve.as_ref()?.take(len)?;
+        Some(self.hand_out(block, len))
+    }
+
+    fn hand_out(&self, block: FreeBlock, len: usize) -> Buf {
         self.0
             .outstanding
             .fetch_add(block.capacity(), Ordering::Relaxed);

@@ -393,6 +393,10 @@ mod tests {
         assert_eq!(pool.place(&second.slice(100..)), Some(2 * PAGE + 100));
         let beyond = pool.get(1).share();
         assert_eq!((pool.place(&beyond), pool.missed()), (None, 1));
+        assert!(pool.get_reserved(1).is_none() && Pool::new(0).get_reserved(1).is_none());
+        drop(second);
+        let again = pool.get_reserved(PAGE).expect("there is room");
+        assert_eq!((again.len(), pool.place(&again)), (PAGE, Some(2 * PAGE)));
         assert_eq!(Pool::new(0).place(&first), None);
         drop(pool);
         assert_eq!(first.len(), PAGE + 1);

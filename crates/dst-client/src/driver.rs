@@ -165,7 +165,7 @@ impl Driver {
         Ok(driver)
     }
 
-    fn new(
+    pub(crate) fn new(
         options: Options,
         transport: std::sync::Arc<dyn dst_net::Transport>,
     ) -> Result<Self, OpenError> {

@@ -3,10 +3,16 @@
 //!
 //! The driver brings it up to date before every flush of a connection's queue and before it hands out completions, and lets
 //! go of the bytes of durable writes only then. Where nothing keeps a record all of this does nothing.
+//!
+//! Invariant: the bytes of every retained write are in the record's memory, so that a killed process loses none of them. The
+//! table of retained writes can hold more than that memory has places for (a write takes whole pages, and requests in flight
+//! take theirs). So a write goes to the engine only with a place, or as FUA: then it is durable when it is acknowledged, and
+//! nobody has to keep it. As a rule that is so only while a slow flush of the engine's own is under way: the engine begins one
+//! when the table is half full, and half of it has places.
 
-use dst_buf::{Pool, Shared};
+use dst_buf::{Pool, Shared, ALIGNMENT};
 use dst_engine::client::Record;
-use dst_proto::Holder;
+use dst_proto::{Holder, OpFlags};
 
 use crate::driver::Driver;
 use crate::record::{self, About, Mapped, RecordFile, Shape};
@@ -17,9 +23,6 @@ const CACHED: usize = 64 << 20;
 
 /// Free buffers that a pool keeps besides a reserve, bytes.
 const CACHED_BESIDES: usize = 8 << 20;
-
-/// The place of a retained write whose bytes are not in the record: the memory for them was used up.
-pub(crate) const NO_PLACE: u64 = u64::MAX;
 
 /// A record that is kept.
 pub(crate) struct Keeping {
@@ -61,7 +64,7 @@ impl Memory {
         // A retained write takes at least a page.
         let retained = match options.read_only {
             true => 0,
-            false => bytes.max(entries as u64 * dst_buf::ALIGNMENT as u64),
+            false => bytes.max(entries as u64 * ALIGNMENT as u64),
         };
         let with = |in_flight: u64| {
             let all = retained.saturating_add(in_flight);
@@ -76,7 +79,7 @@ impl Memory {
                 slots,
                 entries: entries as u32,
                 payload: with(options.reserve.unwrap_or(Options::IN_FLIGHT))
-                    .next_multiple_of(dst_buf::ALIGNMENT),
+                    .next_multiple_of(ALIGNMENT),
             };
             let about = About {
                 url: options.endpoint.to_string(),
@@ -125,22 +128,38 @@ impl Memory {
 }
 
 impl Driver {
+    /// The bytes and flags with which a write goes to the engine, so that it can be kept once it is acknowledged.
+    pub(crate) fn keepable(&mut self, mut bytes: Shared, flags: OpFlags) -> (Shared, OpFlags) {
+        // A small write in a large buffer would hold all of it for as long as it is retained.
+        if bytes.held_bytes() > bytes.len().saturating_mul(2).max(ALIGNMENT) {
+            bytes = self.pool.copy_of(&bytes).share();
+        }
+        let Some(keeping) = &self.keeping else {
+            return (bytes, flags);
+        };
+        let passing = flags.contains(OpFlags::FUA) || !self.engine.retained.is_enabled();
+        if passing || self.pool.place(&bytes).is_some() {
+            return (bytes, flags);
+        }
+        if !keeping.released.is_empty() {
+            self.keep_record();
+        }
+        match self.pool.get_reserved(bytes.len()) {
+            Some(mut placed) => {
+                placed.copy_from_slice(&bytes);
+                (placed.share(), flags)
+            }
+            None => (bytes, flags.with(OpFlags::FUA, true)),
+        }
+    }
+
     /// A write is acknowledged and not durable: its bytes stay.
     pub(crate) fn keep(&mut self, index: usize, bytes: Shared) {
         if let Some(keeping) = &mut self.keeping {
-            let place = self.pool.place(&bytes).map_or(NO_PLACE, |at| at as u64);
-            keeping.places[index] = place;
+            let place = self.pool.place(&bytes);
+            keeping.places[index] = place.expect("a write without a place is FUA") as u64;
         }
         self.kept[index] = Some(bytes);
-    }
-
-    /// Whether the record has the bytes of every write that is retained: those for which its memory had no room are in this
-    /// process only.
-    pub fn is_record_whole(&self) -> bool {
-        self.keeping.as_ref().is_some_and(|keeping| {
-            let mut kept = self.kept.iter().zip(&keeping.places);
-            kept.all(|(bytes, place)| bytes.is_none() || *place != NO_PLACE)
-        })
     }
 
     /// The write at `index` is durable.
@@ -163,5 +182,98 @@ impl Driver {
             );
             keeping.released.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Pages of the record for payload: as many as entries, and none for requests in flight.
+    const PAGES: usize = 1024;
+
+    /// A driver that keeps a record, and never meets a server.
+    fn driver(dir: &std::path::Path, retain: Option<u64>) -> Driver {
+        let endpoint = "dst+unix:///nowhere?export=disk".parse().unwrap();
+        let mut options = Options::new(endpoint);
+        options.retain = retain;
+        options.reserve = Some(if retain.is_some() { 0 } else { 4096 });
+        options.record = Some(dir.to_owned());
+        let transport = options.endpoint.transport();
+        let driver = Driver::new(options, transport).unwrap();
+        assert!(driver.is_recorded(), "{:?}", driver.unrecorded());
+        driver
+    }
+
+    fn dir() -> std::path::PathBuf {
+        let name = format!("dst-keeping-{}", dst_ids::hex(&dst_ids::random::<8>()));
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        dir
+    }
+
+    fn remove(dir: &std::path::Path) {
+        record::remove(dir).unwrap();
+        std::fs::remove_dir(dir).unwrap();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_write_has_a_place_in_the_record_or_need_not_be_kept(
+            writes in proptest::collection::vec((1..40 * ALIGNMENT, any::<bool>(), 0_usize..4), 1..200),
+        ) {
+            let dir = dir();
+            let mut driver = driver(&dir, Some((PAGES * ALIGNMENT) as u64));
+            let elsewhere = Pool::new(0);
+            let mut held = std::collections::VecDeque::<Shared>::new();
+            for (at, (len, ours, gone)) in writes.into_iter().enumerate() {
+                let pool = if ours { driver.pool() } else { &elsewhere };
+                let mut bytes = pool.get(len);
+                bytes.fill(at as u8);
+                let room = driver.pool().get_reserved(len).is_some();
+                let (kept, flags) = driver.keepable(bytes.share(), OpFlags::NONE);
+                prop_assert!(kept.iter().all(|byte| *byte == at as u8) && kept.len() == len);
+                let fua = flags.contains(OpFlags::FUA);
+                prop_assert_eq!(driver.pool().place(&kept).is_none(), fua);
+                // A write that has found room goes as it came.
+                prop_assert!(!(room && fua));
+                held.push_back(kept);
+                held.drain(..gone.min(held.len()));
+            }
+            remove(&dir);
+        }
+    }
+
+    #[test]
+    fn only_what_would_be_kept_needs_a_place() {
+        let dir = dir();
+        let mut driver = driver(&dir, None);
+        let elsewhere = Pool::new(0);
+        let _all = driver.pool().get(ALIGNMENT);
+        // Without retention nothing is kept.
+        let (_, flags) = driver.keepable(elsewhere.get(512).share(), OpFlags::NONE);
+        assert_eq!(flags, OpFlags::NONE);
+        remove(&dir);
+    }
+
+    #[test]
+    fn what_is_durable_makes_room_at_once() {
+        let dir = dir();
+        let mut driver = driver(&dir, Some((PAGES * ALIGNMENT) as u64));
+        let all = driver.pool().get(PAGES * ALIGNMENT).share();
+        // As the flush has been answered, and nothing has been told to anyone since.
+        let keeping = driver.keeping.as_mut().unwrap();
+        keeping.released.push(all);
+        let late = Pool::new(0).copy_of(&[7; 512]).share();
+        let (kept, flags) = driver.keepable(late, OpFlags::NONE);
+        assert_eq!(
+            (driver.pool().place(&kept), flags),
+            (Some(0), OpFlags::NONE)
+        );
+        remove(&dir);
     }
 }

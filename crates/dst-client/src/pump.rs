@@ -37,12 +37,11 @@ impl Driver {
                 self.free.push(slot);
                 break;
             };
-            let (request, mut data) = transaction(op);
-            if let Data::Write(bytes) = &data {
-                // A small write in a large buffer would hold all of it for as long as it is retained.
-                if bytes.held_bytes() > bytes.len().saturating_mul(2) {
-                    data = Data::Write(self.pool.copy_of(bytes).share());
-                }
+            let (mut request, mut data) = transaction(op);
+            if let Data::Write(bytes) = data {
+                let (bytes, flags) = self.keepable(bytes, request.flags);
+                request.flags = flags;
+                data = Data::Write(bytes);
             }
             self.pending[usize::from(slot)] = Some(Pending {
                 tag,

@@ -38,7 +38,7 @@ use dst_net::Endpoint;
 
 use crate::driver::{Driver, Engine, ID_WINDOW};
 use crate::identity::boot_id;
-use crate::keeping::{Keeping, NO_PLACE};
+use crate::keeping::Keeping;
 use crate::record::{About, RecordError, RecordFile, Shape};
 use crate::{Op, Options, Request};
 
@@ -267,14 +267,7 @@ impl Leftovers {
         let mut lens = Vec::new();
         for index in 0..self.file.shape().entries as usize {
             let len = engine.retained.payload(index);
-            let place = len.map_or(0, |_| record.place(index));
-            if len.is_some() && place == NO_PLACE {
-                return Err(SettleError::Lost(
-                    "the memory for its unflushed writes was used up, and some of them are lost"
-                        .to_owned(),
-                ));
-            }
-            places.push(place);
+            places.push(len.map_or(0, |_| record.place(index)));
             lens.push(len);
         }
         let kept = claim::claim(&pool, &places, &lens);

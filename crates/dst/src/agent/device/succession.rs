@@ -38,13 +38,6 @@ impl DeviceLoop<'_> {
                 ),
             )
             .hint("unmount it, detach it and attach it again")
-        } else if !self.driver.geometry().read_only && !self.driver.is_record_whole() {
-            // They would be lost with this process.
-            Failure::new(
-                Code::InUse,
-                "it retains writes for which its record has no room",
-            )
-            .hint("flush the device (`sync`), and try again")
         } else {
             self.log.line("handed over to a successor");
             self.driver.hand_over();
