@@ -186,6 +186,28 @@ fn one_writer_at_a_time_and_readers_beside_it() {
     running.stop();
 }
 
+/// The last sync of all is that of CLOSE. Which one it is depends on what else syncs: so each is the one that fails.
+#[test]
+fn a_sync_that_fails_at_the_end_does_not_keep_the_lease() {
+    for failing in 3..9 {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("disk.img");
+        make_image(&image, 1 << 20);
+        let spec = format!("disk=lossy:{}?early=0&fail_sync={failing}", image.display());
+        let running = start_in(dir, &[&spec]);
+        let disk = running.attach("disk");
+        disk.write_at(&pattern(1, 512), 0).unwrap();
+        disk.close().unwrap();
+        // Another one, which an unreleased lease would keep out for an hour.
+        let next = running.attach("disk");
+        let mut back = [0; 512];
+        next.read_at(&mut back, 0).unwrap();
+        assert_eq!(back[..], pattern(1, 512), "{failing}");
+        next.close().unwrap();
+        running.stop();
+    }
+}
+
 #[test]
 fn a_reader_flushes_without_its_server() {
     let running = start(&["memory:1M"]);

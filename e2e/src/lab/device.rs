@@ -11,7 +11,7 @@ use crate::command::{self, Output};
 use crate::wait;
 
 /// How long an attach may take, beyond which it hangs.
-pub const ATTACH: Duration = Duration::from_secs(80);
+pub const ATTACH: Duration = Duration::from_secs(40);
 /// The same for an orderly detach.
 pub const DETACH: Duration = Duration::from_secs(40);
 

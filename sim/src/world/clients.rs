@@ -124,10 +124,8 @@ impl World {
 
     /// The client's session has ended in order. Whether that was the end of the scenario.
     pub(super) fn done_with(&mut self, client: u8, status: Status) -> bool {
-        // A session lost before CLOSE was answered: nobody knows any more what became of writes that no FLUSH had covered.
-        let unknown = status == Status::SESSION_LOST;
         let errors = self.ctx.book.excuses.sync_errors + self.ctx.book.excuses.io_errors;
-        if !status.is_ok() && !unknown && errors == 0 {
+        if !status.is_ok() && errors == 0 {
             self.ctx.fail(format!("CLOSE was answered {status:?}"));
         }
         if client != 0 || !self.last_sweep || self.detaching {

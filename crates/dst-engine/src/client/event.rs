@@ -102,7 +102,8 @@ pub enum Event {
     },
     /// The device failed for good.
     Failed(FailReason),
-    /// The session ended by CLOSE, with the status of the server's last flush.
+    /// The session ended by CLOSE, with the status of the server's last flush; or with OK where it was to end so, could not go
+    /// on, and had nothing to lose.
     Closed(Status),
 }
 

@@ -24,8 +24,9 @@
 //!    ^                      |                                            |
 //!    |______SESSION_LOST____|____________________SESSION_LOST____________|
 //!
-//! any --EXPORT_CHANGED, LEASE_LOST, writes lost, ...--> Failed
+//! any --EXPORT_CHANGED, LEASE_LOST, writes lost, ...--> Failed; Closed if it was to be closed and nothing is at stake
 //! Live --close()--> Closing --answer--> Closed
+//!                         |--SESSION_LOST--> Opening, and from Replaying to Closing
 //! ```
 //!
 //! A session that a dead process has left begins in Live or in Opening: see `adopt.rs`, and `record.rs` for what it leaves.

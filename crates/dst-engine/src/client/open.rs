@@ -176,7 +176,7 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         self.check_terms(&opened)?;
         let before = self.export.replace(opened.export);
         if let Some(reason) = self.unusable(retained, before.as_ref(), &opened) {
-            self.fail(slots, retained, reason);
+            self.end_for_good(slots, retained, reason);
             return Ok(());
         }
         let grown = |old: Geometry| old.size < opened.geometry.size;
@@ -382,38 +382,29 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             self.notices.refused = Some(status);
         }
         match status {
-            Status::SESSION_LOST if self.phase == Phase::Closing => {
-                self.phase = Phase::Closed;
-                // What was acknowledged after the last FLUSH may be gone with it, and what was open is.
-                let open = self.open_requests > 0 || !self.waiting.is_empty();
-                self.forget_aborts(slots);
-                self.fail_pending(slots, retained);
-                self.notices.closed = Some(if open || retained.is_dirty() {
-                    Status::SESSION_LOST
-                } else {
-                    Status::OK
-                });
-                self.close_all(CloseReason::Refused);
-            }
             Status::SESSION_LOST => {
+                // Only the CLOSE of a session that is known gives the lease back.
+                self.close_wanted |= self.phase == Phase::Closing;
                 // A fresh session only when nothing of the lost one is under way any more.
                 self.phase = Phase::Opening;
                 self.close_all(CloseReason::Refused);
             }
             Status::EXPORT_CHANGED if had_session => {
-                self.fail(slots, retained, FailReason::ExportChanged);
+                self.end_for_good(slots, retained, FailReason::ExportChanged);
             }
-            Status::LEASE_LOST if had_session => self.fail(slots, retained, FailReason::LeaseLost),
+            Status::LEASE_LOST if had_session => {
+                self.end_for_good(slots, retained, FailReason::LeaseLost);
+            }
             Status::SYNC_FAILED if had_session && self.config.writable => {
-                self.fail(slots, retained, FailReason::SyncFailed);
+                self.end_for_good(slots, retained, FailReason::SyncFailed);
             }
             Status::NOT_ADMITTED if had_session => {
-                self.fail(slots, retained, FailReason::NotAdmitted);
+                self.end_for_good(slots, retained, FailReason::NotAdmitted);
             }
             Status::READ_ONLY | Status::UNSUPPORTED | Status::INVALID | Status::PROTOCOL
                 if had_session =>
             {
-                self.fail(slots, retained, FailReason::Refused(status));
+                self.end_for_good(slots, retained, FailReason::Refused(status));
             }
             _ => {
                 if let Some(conn) = self.conn_mut(index) {
@@ -421,6 +412,24 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
                 }
             }
         }
+    }
+
+    /// The device can't go on. One that is to be closed, and has nothing open and nothing that is not durable, need not.
+    fn end_for_good<E: Entries>(
+        &mut self,
+        slots: &mut [Slot],
+        retained: &mut Retained<E>,
+        reason: FailReason,
+    ) {
+        let open = self.open_requests > 0 || !self.waiting.is_empty();
+        let closing = self.close_wanted || self.phase == Phase::Closing;
+        if open || !closing || retained.is_dirty() {
+            return self.fail(slots, retained, reason);
+        }
+        self.phase = Phase::Closed;
+        self.notices.closed = Some(Status::OK);
+        self.close_all(CloseReason::Superseded);
+        self.forget_aborts(slots);
     }
 
     /// Whether no stream is left of any connection.

@@ -410,16 +410,59 @@ fn what_waits_when_the_end_begins_is_still_served() {
     assert_eq!(rig.send(0).unwrap().header.kind, Kind::CLOSE);
 }
 
+/// A session that CLOSE was asked for is lost, and OPEN is out.
+fn lose_at_its_end(rig: &mut Rig) {
+    rig.session.close();
+    while rig.send(0).is_some() {}
+    lose_session(rig);
+}
+
 #[test]
-fn a_session_lost_at_its_end_with_unflushed_writes_did_not_end_well() {
+fn a_session_lost_at_its_end_is_opened_anew_and_closed() {
+    let mut rig = Rig::live();
+    lose_at_its_end(&mut rig);
+    rig.incarnation += 1;
+    rig.opened();
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::REPLAYED);
+    let close = rig.send(0).unwrap();
+    assert_eq!(close.header.kind, Kind::CLOSE);
+    rig.reply(0, close, Status::OK);
+    assert!(rig.events().contains(&Event::Closed(Status::OK)));
+}
+
+#[test]
+fn what_is_not_durable_when_a_session_is_lost_at_its_end_is_replayed() {
     let mut rig = Rig::live();
     rig.write_through(0, write(0, 1));
-    rig.session.close();
-    rig.send(0).unwrap();
-    rig.lose(0);
-    rig.connect(0);
-    rig.refuse(Kind::JOIN, 0, Status::SESSION_LOST);
-    assert!(rig.events().contains(&Event::Closed(Status::SESSION_LOST)));
+    lose_at_its_end(&mut rig);
+    rig.opened();
+    let replay = rig.send(0).unwrap();
+    assert_eq!(replay.header.kind, Kind::WRITE);
+    rig.reply(0, replay, Status::OK);
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::REPLAYED);
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::CLOSE);
+}
+
+#[test]
+fn a_lease_that_another_has_got_need_not_be_given_back() {
+    let mut rig = Rig::live();
+    // The answer to CLOSE was lost, and the next writer was there before its second.
+    lose_at_its_end(&mut rig);
+    rig.refuse(Kind::OPEN, 0, Status::LEASE_LOST);
+    assert_eq!(rig.session.phase(), Phase::Closed);
+    assert!(rig.events().contains(&Event::Closed(Status::OK)));
+
+    let mut granted = Rig::live();
+    lose_at_its_end(&mut granted);
+    granted.export_id += 1;
+    granted.opened();
+    assert_eq!(granted.session.phase(), Phase::Closed);
+
+    let mut dirty = Rig::live();
+    dirty.write_through(0, write(0, 1));
+    lose_at_its_end(&mut dirty);
+    dirty.refuse(Kind::OPEN, 0, Status::LEASE_LOST);
+    assert_eq!(dirty.session.phase(), Phase::Failed(FailReason::LeaseLost));
 }
 
 #[test]
@@ -432,22 +475,19 @@ fn an_export_that_grew_meanwhile_resizes_the_device() {
 }
 
 #[test]
-fn what_is_open_when_a_session_is_lost_at_its_end_fails() {
+fn what_is_open_when_a_session_is_lost_at_its_end_is_served_before_the_end() {
     let mut rig = Rig::live();
     rig.submit(0, flush());
     rig.send(0).unwrap();
-    rig.session.close();
-    rig.lose(0);
-    rig.connect(0);
-    rig.refuse(Kind::JOIN, 0, Status::SESSION_LOST);
-    let events = rig.events();
-    let failed = Event::Completed {
-        slot: 0,
-        result: Err(Failure::DeviceFailed),
-        retained: None,
-    };
-    assert!(events.contains(&failed));
-    assert!(events.contains(&Event::Closed(Status::SESSION_LOST)));
+    lose_at_its_end(&mut rig);
+    rig.opened();
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::REPLAYED);
+    let again = rig.send(0).unwrap();
+    assert_eq!(again.header.kind, Kind::FLUSH);
+    assert_eq!(rig.send(0), None);
+    rig.reply(0, again, Status::OK);
+    assert_eq!(rig.completed(), [(0, Ok(()))]);
+    assert_eq!(rig.send(0).unwrap().header.kind, Kind::CLOSE);
 }
 
 #[test]
