@@ -51,6 +51,14 @@ nothing_left() {
     done
 }
 
+# refuses_to_recover WHY: the device goes on waiting.
+refuses_to_recover() {
+    status=0
+    dst attach --recover disk >/tmp/attached 2>&1 || status=$?
+    [ "$status" = 1 ] && grep -q "$1" /tmp/attached || fail "recover: exit code $status"
+    dead || fail "it does not wait any more"
+}
+
 recover() {
     "${dst:-dst}" attach --recover disk "$@" >/tmp/attached 2>&1 || fail "recover: exit code $?"
     is_the_same
@@ -183,6 +191,17 @@ progress 3
 no_io_error
 echo "ok: a recovery that is killed can be recovered"
 
+# The second word of a record is its layout.
+layout() { printf "$1" | dd of=/run/dst/disk/record bs=1 seek=8 conv=notrunc status=none; }
+kill_agent
+layout '\143'
+refuses_to_recover "layout 99"
+layout '\001'
+recover
+progress 3
+no_io_error
+echo "ok: a recovery that fails keeps what the next one goes on with"
+
 for round in 1 2 3; do
     cp /dst/dst "/tmp/dst-$round"
     before=$(agent)
@@ -229,11 +248,20 @@ attach --read-only
 dd if="$disk" of=/dev/null bs=64K iflag=direct status=none &
 reader=$!
 kill_agent
+kill_server
+mv "$image" "$image.kept"
+truncate -s 134217728 "$image"
+serve
+refuses_to_recover "another disk"
+kill_server
+mv "$image.kept" "$image"
+serve
 recover
 wait "$reader" || fail "a reader"
+cmp "$disk" "$image" || fail "the image is not what the device shows"
 dst detach disk
 nothing_left
-echo "ok: a read-only device is recovered"
+echo "ok: a read-only device is recovered, with its own export only"
 
 attach
 kill_server

@@ -5,7 +5,8 @@ mod common;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::{can_attach, mkfs, wait_until, Lab, Mount};
+use common::{can_attach, mkfs, wait_until, Lab, Mount, Running};
+use rustix::fs::FlockOperation;
 
 #[track_caller]
 fn run(program: &str, arguments: &[&str]) -> String {
@@ -62,6 +63,35 @@ fn a_mounted_device_grows_with_its_image_and_the_file_system_on_it_too() {
         64 << 20
     );
     lab.assert_nothing_left();
+}
+
+/// Whether this process waits for a lock.
+fn waits_for_a_lock(process: &Running) -> bool {
+    let pid = process.child.id().to_string();
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    let mut waiting = locks.lines().filter(|line| line.contains("->"));
+    waiting.any(|line| line.split_whitespace().any(|word| word == pid))
+}
+
+#[test]
+fn of_several_at_once_none_takes_back_what_another_has_done() {
+    const MIB: u64 = 1 << 20;
+    let lab = Lab::new();
+    let image = std::fs::File::create(lab.path("disk.img")).unwrap();
+    image.set_len(MIB).unwrap();
+    // One that is about to change it.
+    rustix::fs::fcntl_lock(&image, FlockOperation::LockExclusive).unwrap();
+    let mut others: Vec<Running> = (0..4)
+        .map(|_| Running::start(lab.command(&["resize", "disk.img", "+1M"])))
+        .collect();
+    wait_until("all to wait", || others.iter().all(waits_for_a_lock));
+    image.set_len(10 * MIB).unwrap();
+    drop(image);
+    for other in &mut others {
+        assert!(other.wait().success(), "{:?}", other.rest());
+    }
+    let size = std::fs::metadata(lab.path("disk.img")).unwrap().len();
+    assert_eq!(size, 14 * MIB);
 }
 
 /// A loop device of the storage side's own.
