@@ -1,9 +1,9 @@
 //! The directory of the desks: of one user alone, and what is in it.
 //!
-//! `serve-KEY.sock` is the desk of whoever serves the file `KEY`, `serve-KEY.log` what a server without a terminal says. A
-//! stranger can plant neither: the directory and the one above belong to this user, no symbolic link leads there, and nobody
-//! else may write to either. Sockets are reached through `/proc/self/fd`, so that it is this very directory, and so that a long
-//! path fits an address.
+//! `serve-KEY.sock` is the desk of whoever serves the file `KEY`, `serve-KEY.new` one that is being made, `serve-KEY.log` what a
+//! server without a terminal says. A stranger can plant none of them: the directory and the one above belong to this user, no
+//! symbolic link leads there, and nobody else may write to either. Sockets are reached through `/proc/self/fd`, so that it is
+//! this very directory, and so that a long path fits an address.
 
 use std::fs;
 use std::io;
@@ -11,13 +11,14 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{openat, statat, unlinkat, AtFlags, Mode, OFlags, CWD};
+use rustix::fs::{openat, renameat, statat, unlinkat, AtFlags, Mode, OFlags, CWD};
 use rustix::io::Errno;
 use rustix::net::{socket_with, sockopt, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::geteuid;
 
 const PREFIX: &str = "serve-";
 const SOCKET: &str = ".sock";
+const NEW: &str = ".new";
 const LOG: &str = ".log";
 
 /// Carriers that the kernel may hold until the desk looks.
@@ -68,7 +69,15 @@ impl Place {
 
     /// Listens at the desk for `key`, in the place of whoever had it. Answers the socket and what its file is known by.
     pub(super) fn listen(&self, key: &str) -> io::Result<(OwnedFd, u64)> {
-        let name = socket_name(key);
+        let socket = self.bind(key)?;
+        let file = self.announce(key, &socket)?;
+        Ok((socket, file))
+    }
+
+    /// A socket for the desk for `key`, under a name by which nobody looks for one: as long as it does not listen it can't be
+    /// told from a dead server's. What a server leaves that is killed here, the next one for `key` replaces.
+    fn bind(&self, key: &str) -> io::Result<OwnedFd> {
+        let name = new_name(key);
         match unlinkat(&self.directory, &name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno.into()),
@@ -76,9 +85,15 @@ impl Place {
         let socket = new_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
         rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
         rustix::net::bind(&socket, &self.address(&name)?)?;
-        rustix::net::listen(&socket, BACKLOG)?;
-        let file = self.file(key).ok_or(io::ErrorKind::NotFound)?;
-        Ok((socket, file))
+        Ok(socket)
+    }
+
+    /// Listens, and makes it known. Answers what the file is known by.
+    fn announce(&self, key: &str, socket: &OwnedFd) -> io::Result<u64> {
+        rustix::net::listen(socket, BACKLOG)?;
+        let (new, name) = (new_name(key), socket_name(key));
+        renameat(&self.directory, new, &self.directory, name)?;
+        Ok(self.file(key).ok_or(io::ErrorKind::NotFound)?)
     }
 
     /// What the file of the desk for `key` is known by, if there is one.
@@ -146,6 +161,11 @@ impl Place {
 
 fn socket_name(key: &str) -> String {
     format!("{PREFIX}{key}{SOCKET}")
+}
+
+/// Of a desk that is being made.
+fn new_name(key: &str) -> String {
+    format!("{PREFIX}{key}{NEW}")
 }
 
 fn new_socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
@@ -221,6 +241,24 @@ mod tests {
         fs::write(log_path(&path, "k"), "the last words").unwrap();
         place.sweep();
         assert!(log_path(&path, "k").exists());
+    }
+
+    #[test]
+    fn a_desk_that_is_being_made_is_not_swept() {
+        let (_root, path, place) = place();
+        drop(place.listen("k").unwrap());
+        let socket = place.bind("k").unwrap();
+        // Another server starts.
+        let other = Place::open(&path).unwrap();
+        other.sweep();
+        let file = place.announce("k", &socket).unwrap();
+        other.sweep();
+        assert_eq!(place.file("k"), Some(file));
+        assert!(other.connect("k", SOON).unwrap().is_some());
+        // One that was killed before it had announced it.
+        drop(place.bind("k").unwrap());
+        let _socket = place.listen("k").unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
     }
 
     #[test]
