@@ -13,7 +13,8 @@ use std::thread;
 use common::{wait_until, Lab, Running};
 use dst_client::{Device, Options};
 use rustix::net::{
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType,
 };
 use rustix::process::{kill_process, Pid, Signal};
 
@@ -401,6 +402,22 @@ fn knock(lab: &Lab, packet: &[u8], fds: &[BorrowedFd<'_>]) -> OwnedFd {
         rustix::net::sendmsg(&stream, &bytes, &mut control, SendFlags::NOSIGNAL).unwrap();
     }
     stream
+}
+
+#[test]
+fn the_end_of_a_server_waits_for_one_that_says_nothing_at_most() {
+    let lab = Lab::new();
+    let server = lab.serve(&["--size", "2M", "disk.img"]);
+    let silent: Vec<OwnedFd> = (0..16).map(|_| knock(&lab, b"", &[])).collect();
+    server.stop();
+    // The end of a connection that nobody had accepted is another one.
+    let left = silent.iter().filter(|stream| {
+        let ended = rustix::net::recv(stream, &mut [0; 1], RecvFlags::DONTWAIT);
+        ended.is_err_and(|errno| errno == rustix::io::Errno::CONNRESET)
+    });
+    assert!(left.count() > 0, "it has waited for each of them");
+    drop(silent);
+    assert_nothing_left(&lab);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The server's side: a thread that receives streams and gives them to the front door.
 //!
-//! Everything here may block for a moment: it is one process of the same user after the other, each with a little time. Now
-//! and then it looks whether its sockets are still there, since run-time directories come and go with the logins of a user,
-//! and listens anew where they are not.
+//! Everything here may block for a moment: it is one process of the same user after the other, each with a little time; the end
+//! of the server waits for one of them at most. Now and then it looks whether its sockets are still there, since run-time
+//! directories come and go with the logins of a user, and listens anew where they are not.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -180,6 +180,10 @@ impl Desk {
     /// Hears who has come to a door.
     fn call(&mut self, door: usize) {
         for _ in 0..CALLS {
+            if self.handle.stop.load(Ordering::Acquire) {
+                // Each that says nothing would hold up the end.
+                return;
+            }
             let Some((socket, _)) = self.doors.get(door).and_then(|door| door.socket.as_ref())
             else {
                 return;
