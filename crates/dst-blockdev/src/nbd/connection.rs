@@ -47,34 +47,43 @@ pub(super) fn inode(socket: impl AsFd) -> io::Result<u64> {
     Ok(rustix::fs::fstat(socket)?.st_ino)
 }
 
-/// Ends the connection of the socket with this inode, whatever processes have it and whatever they are doing: whoever waits
-/// at either end goes on, with an error. Returns whether there was one.
+/// Ends the connection of the socket with this inode, which `process` has, whatever that is doing: whoever waits at either end
+/// goes on, with an error. Without `process` it is looked for in all of them. Returns whether there was one.
 ///
 /// It takes the right to trace those processes, which root has.
-pub(super) fn cut(inode: u64) -> bool {
+pub(super) fn cut(inode: u64, process: Option<Pid>) -> bool {
+    match process {
+        Some(pid) => cut_of(pid, inode),
+        None => {
+            let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+            let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+            let cut = numbers
+                .filter_map(Pid::from_raw)
+                .map(|pid| cut_of(pid, inode));
+            cut.fold(false, |any, cut| any | cut)
+        }
+    }
+}
+
+/// As [`cut`], where one process has it.
+fn cut_of(pid: Pid, inode: u64) -> bool {
     let target = format!("socket:[{inode}]");
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let mut cut = false;
-    for pid in numbers.filter_map(Pid::from_raw) {
-        // Fails for one that has ended, or is another user's.
-        let Ok(entries) = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())) else {
-            continue;
-        };
-        for entry in entries.flatten() {
-            if fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == target.as_str()) {
-                let number = entry
-                    .file_name()
-                    .to_str()
-                    .and_then(|name| name.parse().ok());
-                cut |= number.is_some_and(|number| cut_in(pid, number, inode).is_ok());
-            }
+    // Fails for one that has ended, or is another user's.
+    let entries = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero()));
+    for entry in entries.into_iter().flatten().flatten() {
+        if fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == target.as_str()) {
+            let number = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok());
+            cut |= number.is_some_and(|number| cut_in(pid, number, inode).is_ok());
         }
     }
     cut
 }
 
-/// As [`cut`], given where the socket was seen.
+/// As [`cut_of`], given where the socket was seen.
 fn cut_in(pid: Pid, number: i32, wanted: u64) -> io::Result<()> {
     let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
     let socket = rustix::process::pidfd_getfd(process, number, PidfdGetfdFlags::empty())?;
@@ -105,9 +114,25 @@ mod tests {
         let (ours, drivers) = pair().unwrap();
         let (others, _kept) = pair().unwrap();
         let number = inode(&ours).unwrap();
-        assert!(cut(number));
+        assert!(cut(number, None));
         assert!(is_alone(&ours) && is_alone(&drivers) && !is_alone(&others));
         drop(ours);
-        assert!(!cut(number));
+        assert!(!cut(number, None));
+    }
+
+    #[test]
+    fn it_is_cut_in_the_process_that_is_named_and_not_looked_for_elsewhere() {
+        let (ours, _drivers) = pair().unwrap();
+        let number = inode(&ours).unwrap();
+        let mut other = std::process::Command::new("sleep")
+            .arg("600")
+            .spawn()
+            .unwrap();
+        assert!(!cut(number, Some(Pid::from_child(&other))));
+        assert!(!is_alone(&ours));
+        assert!(cut(number, Some(rustix::process::getpid())));
+        assert!(is_alone(&ours));
+        other.kill().unwrap();
+        other.wait().unwrap();
     }
 }

@@ -233,6 +233,7 @@ impl Control {
         let record = Record {
             // Less is known without.
             socket: connection::inode(ours).ok(),
+            process: Some(rustix::process::getpid()),
             ..self.plan.record.clone()
         };
         record.write(&self.plan.dir)

@@ -158,7 +158,7 @@ pub fn abort(name: &str) -> Result<bool, Error> {
         .name("abort".to_owned())
         .spawn(move || {
             if let Some(socket) = record.socket {
-                connection::cut(socket);
+                connection::cut(socket, record.process);
             }
             let ended = disks.iter().try_for_each(control::disconnect);
             // Nobody listens after the time is up.

@@ -6,6 +6,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use rustix::process::Pid;
+
 use crate::Error;
 
 /// Its name in the run-time directory.
@@ -14,6 +16,7 @@ const NAME: &str = "nbd";
 const NEW: &str = "nbd.new";
 const SURVIVES: &str = "survives";
 const SOCKET: &str = "socket ";
+const PROCESS: &str = "process ";
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub(super) struct Record {
     pub(super) survives: bool,
     /// The inode of the agent's end of the connection, once there is one.
     pub(super) socket: Option<u64>,
+    /// The agent, which has that socket.
+    pub(super) process: Option<Pid>,
 }
 
 impl Record {
@@ -40,6 +45,7 @@ impl Record {
             identifier: format!("dst:{name}:{:016x}", u64::from_ne_bytes(random)),
             survives,
             socket: None,
+            process: None,
         })
     }
 
@@ -62,12 +68,15 @@ impl Record {
             identifier: lines.next().unwrap_or_default().to_owned(),
             survives: false,
             socket: None,
+            process: None,
         };
         for line in lines {
             if line == SURVIVES {
                 record.survives = true;
             } else if let Some(inode) = line.strip_prefix(SOCKET) {
                 record.socket = inode.parse().ok();
+            } else if let Some(process) = line.strip_prefix(PROCESS) {
+                record.process = process.parse().ok().and_then(Pid::from_raw);
             }
         }
         record
@@ -80,6 +89,9 @@ impl Record {
         }
         if let Some(inode) = self.socket {
             text.push_str(&format!("{SOCKET}{inode}\n"));
+        }
+        if let Some(process) = self.process {
+            text.push_str(&format!("{PROCESS}{}\n", process.as_raw_nonzero()));
         }
         text
     }
@@ -118,9 +130,11 @@ mod tests {
     fn what_is_written_is_read_again_and_nothing_is_left() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Record::read(dir.path()).unwrap(), None);
-        for (survives, socket) in [(false, None), (true, Some(u64::MAX))] {
+        let process = Some(rustix::process::getpid());
+        for (survives, socket, process) in [(false, None, None), (true, Some(u64::MAX), process)] {
             let record = Record {
                 socket,
+                process,
                 ..Record::new("x", survives).unwrap()
             };
             assert!(record.identifier.starts_with("dst:x:"));
@@ -137,8 +151,8 @@ mod tests {
         let old = Record::parse("dst:x:0123456789abcdef");
         assert_eq!(old.identifier, "dst:x:0123456789abcdef");
         assert_eq!((old.survives, old.socket), (false, None));
-        let new = Record::parse("dst:x:0\nsurvives\nhue blue\nsocket 17\nsocket many\n");
+        let new = Record::parse("dst:x:0\nsurvives\nhue blue\nsocket 17\nsocket many\nprocess 0\n");
         assert_eq!(new.identifier, "dst:x:0");
-        assert_eq!((new.survives, new.socket), (true, None));
+        assert_eq!((new.survives, new.socket, new.process), (true, None, None));
     }
 }
