@@ -19,8 +19,8 @@
 //! | stopped | the last tag, an abort, a driver that breaks its word | none | none, or every request fails | dropping it |
 //!
 //! # Invariants
-//! - START_DEV is issued only when every tag of every queue fetches, and never by the thread that serves: it reads the partition
-//!   table.
+//! - START_DEV is issued only when every tag of every queue fetches, and never by the thread that serves: it reads the
+//!   partition table.
 //! - The queues never end between START_DEV and the disk's appearance, unless the process dies (`works.rs` says why).
 //! - A device is stopped or deleted only if it has our mark: its number may have passed on to somebody else.
 //!
@@ -73,12 +73,12 @@ use crate::{geometry, node, runtime, Config, Error, ErrorKind, FrontEnd, Node, N
 
 /// How long the driver is given to notice that an agent is dead before its device is removed. As a rule it does so at once.
 const NOTICING: Duration = Duration::from_secs(2);
+
 /// The kernel module of the driver.
 pub(crate) const MODULE: &str = "ublk_drv";
 
-
-/// Queues of a device; the driver makes no more than the machine has processors. With four, processors rarely wait for one another
-/// to submit; since one thread serves them all, more would gain nothing.
+/// Queues of a device; the driver makes no more than the machine has processors. One thread serves them all, so many would gain
+/// nothing over a few.
 const QUEUES: u16 = 4;
 /// Tags of each queue: so that whoever submits on one processor can have as many requests out as the client. What the client has
 /// no slot for waits in its queue; how much memory all of them take at most is in `tags.rs`.

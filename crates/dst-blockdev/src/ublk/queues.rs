@@ -1,7 +1,7 @@
 //! The data path: all queues of a ublk device, on one io_uring of one thread.
 //!
-//! There are several queues so that processors which submit requests do not wait for one another. One thread serves them all, since
-//! one thread serves the connections that their requests go to.
+//! There are several queues so that processors which submit requests do not wait for one another. One thread serves them all,
+//! since one thread serves the connections that their requests go to.
 //!
 //! Commands wait in the ring for requests; a request's descriptor is in memory that the driver shares, its payload moves by
 //! `pread` and `pwrite` on `/dev/ublkcN` (`UBLK_F_USER_COPY`): one copy, straight into the pool buffer that is sent, and
@@ -103,8 +103,8 @@ impl Queues {
 
     /// Begins to fetch on every tag of every queue. From now on the queues belong to the calling thread.
     ///
-    /// All tags of all queues by one system call, which a SIGKILL does not cut in two, and before anything of the device is mapped: a
-    /// driver before Linux 6.16 has no way back from a recovery that ends in between (see `recover.rs`).
+    /// All tags of all queues by one system call, which a SIGKILL does not cut in two, and before anything of the device is
+    /// mapped: a driver before Linux 6.16 has no way back from a recovery that ends in between (see `recover.rs`).
     ///
     /// # Errors
     /// io_uring takes nothing, or the device can't be mapped.
