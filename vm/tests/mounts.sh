@@ -9,8 +9,23 @@ set -eu
 . /dst/devices.sh
 [ $# -gt 0 ] || set -- ublk nbd
 
-# sees NAME DIRECTORY: the device's agent has something mounted there.
-sees() { grep -q " $2 " "/proc/$(field "$1" pid)/mountinfo"; }
+# process NAME: of the device's agent.
+process() {
+    pid=$(field "$1" pid)
+    [ -n "$pid" ] && [ -d "/proc/$pid" ] || fail "$1 has no agent '$pid'" >&2
+    echo "$pid"
+}
+
+# sees_nothing NAME: the device's agent has a namespace of its own, with /proc and without the file systems of the devices.
+sees_nothing() {
+    pid=$(process "$1") || exit 1
+    for task in /proc/"$pid"/task/*; do
+        space=$(readlink "$task/ns/mnt")
+        [ -n "$space" ] && [ "$space" != "$(readlink /proc/self/ns/mnt)" ] || fail "a thread of the agent sees all mounts"
+    done
+    grep -q " /proc " "/proc/$pid/mountinfo" || fail "the agent has no /proc"
+    ! grep -qE " /(one|two) " "/proc/$pid/mountinfo" || fail "the agent has file systems of devices mounted"
+}
 
 detach_quietly() { dst detach "$1" >/tmp/detached 2>&1; }
 
@@ -25,12 +40,11 @@ for front in "$@"; do
     done
     # shellcheck disable=SC2154 # both are set above
     mount -t ext4 "$two" /two
-    for task in /proc/"$(field two pid)"/task/*; do
-        [ "$(readlink "$task/ns/mnt")" != "$(readlink /proc/self/ns/mnt)" ] || fail "a thread of the agent sees all mounts"
-    done
-    for name in one two; do
-        ! sees two /$name || fail "the agent has /$name mounted"
-    done
+    sees_nothing two
+    kill -9 "$(process two)"
+    wait_for 10 state_is two waiting-for-recovery
+    dst attach --recover two >/tmp/attached 2>&1 || fail "recover: $(cat /tmp/attached)"
+    sees_nothing two
     status=0
     dst detach two 2>/tmp/refused || status=$?
     [ "$status" = 8 ] && grep -q "mounted at /two" /tmp/refused || fail "detach of a mounted device: $status $(cat /tmp/refused)"

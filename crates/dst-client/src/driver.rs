@@ -98,7 +98,8 @@ pub struct Driver {
     /// Bytes of retained writes, by the engine's index.
     pub(crate) kept: Vec<Option<Shared>>,
     pub(crate) free: Vec<u16>,
-    pub(crate) queue: VecDeque<Request>,
+    /// Requests without a slot, each with when it came: its deadline counts from then.
+    pub(crate) queue: VecDeque<(Request, u64)>,
     pub(crate) done: Vec<Completion>,
     pub(crate) scratch: Box<[u8]>,
     pub(crate) marks: Vec<u64>,
@@ -301,7 +302,10 @@ impl Driver {
             // Nothing was written. The kernel flushes read-only disks too, some of it with locks that the whole machine waits for,
             // while a server may keep readers waiting until the writer has replayed.
             Ok(()) if self.options.read_only && matches!(request.op, Op::Flush) => Ok(Reply::Done),
-            Ok(()) => return self.queue.push_back(request),
+            Ok(()) => {
+                let now = self.now();
+                return self.queue.push_back((request, now));
+            }
             Err(error) => Err(error),
         };
         self.complete(Completion {

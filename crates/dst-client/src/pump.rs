@@ -33,7 +33,7 @@ impl Driver {
             let Some(slot) = self.free.pop() else {
                 break;
             };
-            let Some(Request { tag, op }) = self.queue.pop_front() else {
+            let Some((Request { tag, op }, came)) = self.queue.pop_front() else {
                 self.free.push(slot);
                 break;
             };
@@ -49,11 +49,10 @@ impl Driver {
                 length: request.length,
                 data,
             });
-            let now = self.now();
             let engine = &mut self.engine;
             engine
                 .session
-                .submit(&mut engine.slots, &mut engine.retained, slot, request, now);
+                .submit(&mut engine.slots, &mut engine.retained, slot, request, came);
             any = true;
         }
         any

@@ -36,10 +36,11 @@ const LONGEST_LINE: usize = 64 * 1024;
 /// # Errors
 /// There is no device, and why.
 pub fn run(options: &Attach, json: bool) -> Outcome {
-    let options = &recover::choose(options)?;
+    // Looking at devices takes io_uring, and with --foreground this process becomes the agent.
+    let options = &agent::on_a_thread(|| recover::choose(options))?;
     let plan = Plan::of(options)?;
     if !plan.recovers {
-        check_taken(&plan)?;
+        agent::on_a_thread(|| check_taken(&plan))?;
     }
     if options.foreground {
         return agent::run_in_foreground(options, move |event| {

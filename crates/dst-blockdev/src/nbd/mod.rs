@@ -158,7 +158,8 @@ pub fn abort(name: &str) -> Result<bool, Error> {
         .name("abort".to_owned())
         .spawn(move || {
             if let Some(socket) = record.socket {
-                connection::cut(socket, record.process);
+                // It is elsewhere if that number is of another namespace.
+                let _ = connection::cut(socket, record.process) || connection::cut(socket, None);
             }
             let ended = disks.iter().try_for_each(control::disconnect);
             // Nobody listens after the time is up.

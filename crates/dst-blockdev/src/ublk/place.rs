@@ -1,10 +1,11 @@
 //! Where a request is: on which of the device's queues, with which tag of that queue.
 
 use super::abi::DevInfo;
+use super::{DEPTH, QUEUES};
 use crate::{Error, ErrorKind};
 
-/// More places than this are in no ring: the most entries that a submission queue of io_uring may have.
-const MOST: u32 = 32768;
+/// Places that a device may have: for the requests of so many there is room in the memory that is set aside (`tags.rs`).
+const MOST: u32 = QUEUES as u32 * DEPTH as u32;
 
 /// One place for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,8 +114,9 @@ mod tests {
             })
         };
         assert_eq!(of(1, 128).unwrap().places(), 128);
-        assert_eq!(of(8, 4096).unwrap().places(), MOST);
-        for (queues, depth) in [(0, 128), (4, 0), (9, 4096), (u16::MAX, u16::MAX)] {
+        assert_eq!(of(4, 128).unwrap().places(), MOST);
+        assert_eq!(of(2, 256).unwrap().places(), MOST);
+        for (queues, depth) in [(0, 128), (4, 0), (5, 128), (u16::MAX, u16::MAX)] {
             assert_eq!(
                 of(queues, depth).unwrap_err().kind(),
                 ErrorKind::NotAvailable

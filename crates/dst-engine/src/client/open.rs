@@ -382,6 +382,12 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
             self.notices.refused = Some(status);
         }
         match status {
+            // A reader has no lease to give back.
+            Status::SESSION_LOST
+                if self.phase == Phase::Closing && !self.config.writable && !self.has_open() =>
+            {
+                self.end_well(slots);
+            }
             Status::SESSION_LOST => {
                 // Only the CLOSE of a session that is known gives the lease back.
                 self.close_wanted |= self.phase == Phase::Closing;
@@ -421,11 +427,20 @@ impl<W: AsRef<[u64]> + AsMut<[u64]>> Session<W> {
         retained: &mut Retained<E>,
         reason: FailReason,
     ) {
-        let open = self.open_requests > 0 || !self.waiting.is_empty();
         let closing = self.close_wanted || self.phase == Phase::Closing;
-        if open || !closing || retained.is_dirty() {
+        if self.has_open() || !closing || retained.is_dirty() {
             return self.fail(slots, retained, reason);
         }
+        self.end_well(slots);
+    }
+
+    /// Whether any request has not been answered.
+    fn has_open(&self) -> bool {
+        self.open_requests > 0 || !self.waiting.is_empty()
+    }
+
+    /// Closed, with nothing that could be lost.
+    fn end_well(&mut self, slots: &mut [Slot]) {
         self.phase = Phase::Closed;
         self.notices.closed = Some(Status::OK);
         self.close_all(CloseReason::Superseded);

@@ -149,7 +149,7 @@ fn serve(
 
 /// Runs something on a thread of its own, to its end. The kernel starts threads for who uses io_uring, which end with it: before
 /// [`own_mounts`] there must be none, for they would stay with everybody's mounts.
-fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+pub fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let done = std::thread::scope(|scope| scope.spawn(work).join());
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -5,6 +5,7 @@ extern crate std;
 
 mod aborts;
 mod adoption;
+mod closing;
 mod order;
 mod retention;
 mod rig;

@@ -44,8 +44,19 @@ impl Rig {
     }
 
     pub fn with(deadline: Option<u64>, retain: usize) -> Self {
+        Self::of(true, deadline, retain)
+    }
+
+    /// A session of a reader that is live on connection 0.
+    pub fn reader() -> Self {
+        let mut rig = Self::of(false, None, 0);
+        rig.open();
+        rig
+    }
+
+    fn of(writable: bool, deadline: Option<u64>, retain: usize) -> Self {
         let config = Config {
-            writable: true,
+            writable,
             holder: Holder {
                 identity: [1; 16],
                 boot: [2; 16],
