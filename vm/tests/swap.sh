@@ -15,6 +15,8 @@ pattern=${1:-96}
 
 available() { awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo; }
 swapped_out() { awk '/^pswpout/ { print $2 }' /proc/vmstat; }
+# holds PROCESS: it has read all that it was to read.
+holds() { awk -v all=$((pattern * 1024)) '/^Vm(RSS|Swap):/ { sum += $2 } END { exit sum < all }' "/proc/$1/status"; }
 
 [ -b /dev/vda ] || fail "no disk"
 mkfs.ext4 -q -F /dev/vda
@@ -43,24 +45,30 @@ for front in "$@"; do
     mkdir -p /hog
     mount -t tmpfs -o size=1G none /hog
     mkfifo /tmp/a /tmp/b
+    # Opening one without a reader would wait for that.
+    exec 3<>/tmp/a 4<>/tmp/b
     for fifo in /tmp/a /tmp/b; do
-        timeout 500 dd if="$store"/source of=$fifo bs=${pattern}M count=1 iflag=fullblock 2>/dev/null &
+        dd if="$store"/source of=$fifo bs=${pattern}M count=1 iflag=fullblock 2>/dev/null &
         hogs="${hogs:-} $!"
     done
+    for hog in $hogs; do
+        wait_for 100 holds "$hog"
+    done
     for number in 1 2; do
-        timeout 500 cp "$store"/source /hog/$number || fail "filling memory"
+        cp "$store"/source /hog/$number || fail "filling memory"
     done
-    out=$(($(swapped_out) - before))
     for fifo in /tmp/a /tmp/b; do
-        timeout 500 cmp "$store"/source $fifo || fail "what a process had in memory has changed"
+        cmp -n $((pattern << 20)) "$store"/source $fifo || fail "what a process had in memory has changed"
     done
+    exec 3<&- 4<&-
     for hog in $hogs; do
         wait "$hog" || fail "a process that used memory was ended"
     done
     hogs=
     for number in 1 2; do
-        timeout 500 cmp "$store"/source /hog/$number || fail "what was in memory has changed"
+        cmp "$store"/source /hog/$number || fail "what was in memory has changed"
     done
+    out=$(($(swapped_out) - before))
     [ "$out" -gt 1000 ] || fail "only $out pages were swapped out"
     umount /hog
     rm /tmp/a /tmp/b
