@@ -183,6 +183,21 @@ fn a_device_whose_server_has_no_fast_zeroes_loses_discard_and_nothing_else() {
 }
 
 #[test]
+fn a_disk_that_rotates_is_read_ahead_as_far_as_others() {
+    if !have_root() {
+        return;
+    }
+    let rotates = Geometry {
+        rotational: true,
+        ..geometry(8 * MIB, 512)
+    };
+    let (rig, node) = Rig::start(&config(&fresh_name(), rotates, BLOCK_DEVICE));
+    assert_eq!(queue(&node.device, "rotational"), "1");
+    assert_eq!(queue(&node.device, "read_ahead_kb"), "1024");
+    rig.finish();
+}
+
+#[test]
 fn limits_of_one_device_do_not_stay_with_the_number_of_the_loop_device() {
     if !have_root() {
         return;

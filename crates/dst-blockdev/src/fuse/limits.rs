@@ -26,9 +26,9 @@ const READ_AHEAD_KIB: u32 = 1024;
 pub(super) struct Saved(Vec<(&'static str, String)>);
 
 impl Saved {
-    /// Puts everything back, as far as that is possible.
+    /// Puts everything back, as far as that is possible: what was set last, first.
     pub(super) fn restore(&self, disk: &Path) {
-        for (attribute, value) in &self.0 {
+        for (attribute, value) in self.0.iter().rev() {
             let _ = fs::write(disk.join("queue").join(attribute), value);
         }
     }
@@ -82,6 +82,8 @@ pub(super) fn apply(disk: &Path, geometry: &Geometry, transfer: u32) -> (Saved, 
     want("read_ahead_kb", &read_ahead, "the read-ahead in KiB");
     let rotational = if geometry.rotational { "1" } else { "0" };
     want("rotational", rotational, "\"rotational\"");
+    // To which the kernel (6.18) has answered by reading ahead two requests of the largest size.
+    want("read_ahead_kb", &read_ahead, "the read-ahead in KiB");
     if geometry.write_cache && !geometry.read_only {
         // Somebody may have left "write through" behind.
         want("write_cache", "write back", "the write cache");
