@@ -15,7 +15,9 @@
 //! - At most one command per tag is in the ring, so neither of the ring's queues ever overflows.
 //! - While there is something to take, `event` is readable: the kernel signals it when it has work for the thread that the
 //!   ring belongs to, after it has set the ring's flag that says so; and [`Queues::take`] clears it before it looks at that
-//!   flag for the last time. (The ring's own descriptor is no use: with `DEFER_TASKRUN` it wakes nobody for such work.)
+//!   flag. (The ring's own descriptor is no use: with `DEFER_TASKRUN` it wakes nobody for such work.)
+//! - Nothing waits for that flag to be clear: the kernel queues the work, then sets the flag, and if we do the work in between
+//!   the flag stays until there is other work. That may never come, when all who could cause it wait for us.
 //!
 //! The states of a tag are in `tags.rs`.
 
@@ -145,19 +147,22 @@ impl Queues {
 
     /// Has the kernel put into the ring what it has. It does so only when this thread asks for it.
     fn gather(&mut self) -> io::Result<()> {
-        loop {
-            if self.ring.submission().taskrun() {
-                self.enter()?;
-            }
-            match rustix::io::read(&self.event, &mut [0; 8]) {
-                Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-            // What came in between may have signalled before the event was cleared. It ends: a tag comes once.
-            if !self.ring.submission().taskrun() {
-                return Ok(());
+        // First, so that whatever sets the flag from now on is signalled anew.
+        match rustix::io::read(&self.event, &mut [0; 8]) {
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let mut there = self.ring.completion().len();
+        while self.ring.submission().taskrun() {
+            self.enter()?;
+            // One call may leave some of it for the next, but never does nothing then. If it did nothing the flag is about
+            // what an earlier call has done already.
+            let before = std::mem::replace(&mut there, self.ring.completion().len());
+            if there == before {
+                break;
             }
         }
+        Ok(())
     }
 
     /// The number of the place, and the result, of the next command that has completed.
