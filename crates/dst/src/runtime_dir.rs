@@ -18,7 +18,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::process::Pid;
@@ -29,6 +29,10 @@ use crate::exit::{Code, Failure, Outcome};
 
 /// Times that a lock is tried before it counts as held by an agent.
 const LOOKS: u32 = 10;
+/// How long the lock of an agent that has been killed is waited for: it goes with the last of its threads.
+const DYING: Duration = Duration::from_secs(2);
+/// Between two looks at a lock.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Where root's devices are.
 const SYSTEM_ROOT: &str = "/run/dst";
@@ -233,6 +237,7 @@ impl DeviceDir {
     /// The lock file can't be opened.
     pub fn lock(&self) -> io::Result<Option<AgentLock>> {
         let mut looks = 0;
+        let since = Instant::now();
         loop {
             let file = OpenOptions::new()
                 .read(true)
@@ -244,9 +249,9 @@ impl DeviceDir {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 // Somebody who only looks ([`DeviceDir::life`]) holds it for a moment.
-                Err(rustix::io::Errno::WOULDBLOCK) if looks < LOOKS => {
+                Err(rustix::io::Errno::WOULDBLOCK) if looks < LOOKS || self.is_dying(since) => {
                     looks += 1;
-                    std::thread::sleep(Duration::from_millis(5));
+                    std::thread::sleep(LOOK);
                     continue;
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
@@ -264,11 +269,16 @@ impl DeviceDir {
     /// How the device is. What can't be looked at because it is another user's counts as alive if it is a device.
     #[must_use]
     pub fn life(&self) -> Life {
+        let since = Instant::now();
         let locked = match File::open(self.lock_path()) {
-            Ok(file) => {
-                rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)
-                    == Err(rustix::io::Errno::WOULDBLOCK)
-            }
+            Ok(file) => loop {
+                let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)
+                    == Err(rustix::io::Errno::WOULDBLOCK);
+                if !locked || !self.is_dying(since) {
+                    break locked;
+                }
+                std::thread::sleep(LOOK);
+            },
             Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
         };
         match (locked, self.info_path().exists()) {
@@ -276,6 +286,13 @@ impl DeviceDir {
             (false, true) => Life::Dead,
             (false, false) => Life::Absent,
         }
+    }
+
+    /// Whether a lock that is held is only that of an agent which has ended, and of which some thread has not yet. Not for longer
+    /// than a moment after `since`: there may be processes that can't be seen from here.
+    fn is_dying(&self, since: Instant) -> bool {
+        let agent = self.info().map(|info| info.pid);
+        agent.is_some_and(has_ended) && since.elapsed() < DYING
     }
 
     /// What the agent serves or served.
@@ -405,6 +422,13 @@ fn holder_of((major, minor): (u32, u32), inode: u64, locks: &str) -> Option<i32>
     })
 }
 
+/// Whether a process is no more, but perhaps for some of its threads, and for being waited for.
+fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());
+    state.is_none_or(|state| state.starts_with(['Z', 'X']))
+}
+
 /// When a process was started, in clock ticks since the boot: field 22 of `/proc/PID/stat` (proc_pid_stat(5)). The name, field
 /// 2, may hold anything, so fields are counted from its closing parenthesis.
 #[must_use]
@@ -457,6 +481,31 @@ mod tests {
             "the last device takes the root with it"
         );
         fs::create_dir_all(root.path()).unwrap();
+    }
+
+    #[test]
+    fn the_lock_of_a_dead_agent_that_has_not_gone_yet_is_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = dir_in(root.path());
+        let lock = dir.lock().unwrap().unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let mut info = info();
+        info.pid = child.id();
+        dir.set_info(&info).unwrap();
+        // A zombie from here on, until it is waited for.
+        while !has_ended(info.pid) {
+            std::thread::sleep(LOOK);
+        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(20 * LOOK);
+                drop(lock);
+            });
+            assert_eq!(dir.life(), Life::Dead);
+            assert!(dir.lock().unwrap().is_some());
+        });
+        child.wait().unwrap();
+        assert!(has_ended(info.pid) && !has_ended(std::process::id()));
     }
 
     #[test]
