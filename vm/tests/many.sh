@@ -51,6 +51,7 @@ wait_for 20 test -S /tmp/all.sock
 pattern /tmp/pattern 4
 attach_as ublk writer two
 writer=$disk
+[ "$(stat -c %a /run/dst)" = 755 ] || fail "who may look for devices: /run/dst has mode $(stat -c %a /run/dst)"
 status=0
 dst attach --front-end fuse --name second "$(url two)" >/tmp/attached 2>&1 || status=$?
 [ "$status" = 7 ] || fail "a second writer: exit code $status"

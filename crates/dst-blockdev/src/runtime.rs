@@ -7,7 +7,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -79,11 +79,12 @@ pub fn runtime_dir(name: &str) -> Result<PathBuf, Error> {
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), Error> {
-    let made = DirBuilder::new().mode(mode).create(path);
-    if let Err(error) = made {
-        if error.kind() != io::ErrorKind::AlreadyExists {
-            return Err(Error::io(format!("can't make {}", path.display()), error));
-        }
+    let failed = |error| Error::io(format!("can't make {}", path.display()), error);
+    match DirBuilder::new().mode(mode).create(path) {
+        // An agent makes its files for its user alone (umask).
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(failed(error)),
     }
     // In a place like /tmp the name may have been there first, made by somebody else.
     let meta = fs::symlink_metadata(path)

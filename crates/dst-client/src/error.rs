@@ -32,11 +32,11 @@ pub enum OpenError {
     #[error("{0} is another machine, and the connection would not be encrypted; `--insecure` on both ends allows it")]
     Insecure(String),
     /// No connection in time.
-    #[error("no connection to {peer} within {seconds} s: {cause}")]
+    #[error("no connection to {peer}{}: {cause}", within(*seconds))]
     Unreachable {
         /// The server.
         peer: String,
-        /// How long it was tried.
+        /// How long it was tried; 0: once.
         seconds: u64,
         /// The last error.
         cause: String,
@@ -134,5 +134,12 @@ pub(crate) fn fail_text(reason: FailReason) -> String {
             format!("the server does not take the device any more: {status}")
         }
         FailReason::Forced => "detached by force".into(),
+    }
+}
+/// Of how long a connection was tried.
+fn within(seconds: u64) -> String {
+    match seconds {
+        0 => String::new(),
+        seconds => format!(" within {seconds} s"),
     }
 }

@@ -36,9 +36,10 @@ pub struct Listed {
 /// Asks a server for its exports; blocks for some seconds at most. `name` is what the server calls this client.
 pub fn list(endpoint: &Endpoint, insecure: bool, name: &str) -> Result<Vec<Listed>, OpenError> {
     let transport = endpoint.transport();
+    let started = Instant::now();
     let unreachable = |cause: String| OpenError::Unreachable {
         peer: transport.describe(),
-        seconds: TIMEOUT.as_secs(),
+        seconds: started.elapsed().as_secs(),
         cause,
     };
     let stream = transport
@@ -50,7 +51,6 @@ pub fn list(endpoint: &Endpoint, insecure: bool, name: &str) -> Result<Vec<Liste
     let poller = Poller::new()?;
     let mut framed = Framed::<()>::new(stream, Role::Server);
     poller.add(framed.link.fd(), 0, Interest::READ)?;
-    let started = Instant::now();
     let mut exports = Vec::new();
     let mut events = Vec::new();
     loop {

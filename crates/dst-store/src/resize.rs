@@ -148,7 +148,11 @@ pub fn resize(path: &Path, size: NewSize, shrink: bool) -> Result<Resized, Resiz
     Ok(Resized {
         before,
         after,
-        server: lock::live_holder(file.as_fd()),
+        // Whoever shrinks a file has taken the lock: no server has it.
+        server: match after < before {
+            true => None,
+            false => lock::live_holder(file.as_fd()),
+        },
         free: room.f_bavail.saturating_mul(room.f_frsize),
     })
 }

@@ -61,6 +61,17 @@ impl SyncMark {
     /// # Errors
     /// What the system said.
     pub(crate) fn open(directory: &Path, name: &str, export: &Path) -> io::Result<SyncMark> {
+        if let Some(above) = directory.parent() {
+            // Root's run-time directory, where every user may look for devices; another user's is for that user alone.
+            let mode = match rustix::process::geteuid().is_root() {
+                true => 0o755,
+                false => 0o700,
+            };
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(mode)
+                .create(above)?;
+        }
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)

@@ -11,6 +11,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use dst_blockdev::Choice;
 use dst_client::recover::Leftovers;
 use rustix::process::PidfdFlags;
 
@@ -92,6 +93,11 @@ fn make_ready(dir: &DeviceDir, life: Life) -> Outcome {
     )))
 }
 
+/// Of which front end the device is, as far as that was written down.
+fn front_end(dir: &DeviceDir) -> Option<Choice> {
+    dir.info()?.settings?.front_end.parse().ok()
+}
+
 /// Has a live agent end and leave its device.
 fn hand_over(dir: &DeviceDir) -> Outcome {
     let name = dir.name();
@@ -108,7 +114,8 @@ fn hand_over(dir: &DeviceDir) -> Outcome {
             format!("the agent of {name} does not hand over: {error}"),
         )
         .hint(format!(
-            "kill its process (`dst status {name}` shows it), and recover the device then: nothing is lost"
+            "`dst status {name}` shows its process; {}",
+            crate::status::without_loss(name, front_end(dir))
         ))
     };
     let mut agent = match Agent::connect(&dir.control()) {

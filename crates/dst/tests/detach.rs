@@ -139,7 +139,16 @@ fn an_agent_that_hangs_is_given_up_and_ended_by_force() {
     let device = lab.attach("disk", "a", &[]);
     let file = open_direct(&device.node);
     device.signal_agent(Signal::STOP);
-    assert_eq!(lab.status(&device.name)["state"], "not-responding");
+    let status = lab.status(&device.name);
+    assert_eq!(status["state"], "not-responding");
+    // What it retains can't be told, and is not called nothing.
+    assert_eq!(status["unsettled"], true);
+    let message = status["message"].as_str().unwrap();
+    let process = format!("process {}", device.pid);
+    assert!(
+        message.contains(&process) && message.contains("makes safe"),
+        "{message}"
+    );
     let io = std::thread::spawn(move || file.write_all_at(Aligned::new(1).bytes(), 0));
     let given_up = lab.dst(&["detach", &device.name]).expect(20);
     assert!(given_up.err.contains("--force"), "{given_up:?}");
