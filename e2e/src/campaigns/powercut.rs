@@ -219,7 +219,11 @@ fn retained(lab: &Lab, report: &mut Report, run: &Run) -> Result<()> {
             device.detach()
         },
     );
-    server.stop()
+    match run.fail_sync {
+        0 => server.stop(),
+        // The last sync of all may be one of those that fail, and then the server says so.
+        _ => server.kill(),
+    }
 }
 
 /// What cuts the power.
