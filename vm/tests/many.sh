@@ -43,7 +43,7 @@ while [ $number -lt "$devices" ]; do
     exports="$exports e$number=memory:4M"
 done
 # shellcheck disable=SC2086 # a list
-dst serve --memory $((devices * 64 + 256))M --lease-time 1s --listen dst+unix:///tmp/all.sock --listen dst://127.0.0.1 \
+dst serve --memory $((devices * 80 + 256))M --lease-time 1s --listen dst+unix:///tmp/all.sock --listen dst://127.0.0.1 \
     two=memory:16M $exports >/tmp/all.server.log 2>&1 &
 server=$!
 wait_for 20 test -S /tmp/all.sock
