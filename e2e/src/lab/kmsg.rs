@@ -21,8 +21,8 @@ const BAD: [&str; 11] = [
     "hung",
 ];
 
-/// The end of what the nbd driver says of every device that is detached.
-const HARMLESS: &str = "shutting down sockets";
+/// What the nbd driver says of every device that is detached, and again and again of each request while a server is away.
+const HARMLESS: [&str; 2] = ["shutting down sockets", "Possible stuck request"];
 
 /// See the [module](self). Holds nothing where the log can't be read.
 pub struct KernelLog(Option<File>);
@@ -68,7 +68,7 @@ impl KernelLog {
             .into_iter()
             .filter(|message| {
                 let lower = message.to_lowercase();
-                !message.ends_with(HARMLESS)
+                !HARMLESS.iter().any(|text| message.contains(text))
                     && devices.iter().any(|device| names(message, device))
                     && BAD.iter().any(|word| lower.contains(word))
             })
