@@ -26,6 +26,8 @@ nothing_left() {
 }
 
 echo "kernel: $(uname -r)"
+# The longest outage of a campaign lasts three minutes, and I/O waits all that time: a task may wait so long, and no longer.
+echo 300 >/proc/sys/kernel/hung_task_timeout_secs
 status=0
 for front_end in $front_ends; do
     for campaign in $campaigns; do
