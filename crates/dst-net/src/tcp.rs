@@ -149,9 +149,14 @@ impl Transport for TcpTransport {
                 }
                 Err(error) => {
                     let before = failed.map(|e| format!("{e}; ")).unwrap_or_default();
+                    // A host given by its address has been named already.
+                    let which = match addresses.len() {
+                        1 if address.to_string() == self.describe() => String::new(),
+                        _ => format!("{address}: "),
+                    };
                     failed = Some(io::Error::new(
                         error.kind(),
-                        format!("{before}{address}: {error}"),
+                        format!("{before}{which}{error}"),
                     ));
                 }
             }

@@ -22,7 +22,7 @@ use crate::identity::{self, Continuity};
 use crate::lock;
 use crate::open::{check_geometry, open_path, OpenError, OpenOptions};
 use crate::size::format_size;
-use crate::sysfs::SysDisk;
+use crate::sysfs::{self, SysDisk};
 use crate::target::{Abilities, Target};
 
 /// What is special about regular files.
@@ -36,9 +36,12 @@ struct FileTarget {
 /// Opens and locks a file that is there.
 ///
 /// # Errors
-/// In use by another server; empty; a size that is no multiple of the block size; what the system said.
+/// In use by another server or a loop device; empty; a size that is no multiple of the block size; what the system said.
 pub fn open_file(path: &Path, options: &OpenOptions) -> Result<DiskBackend, OpenError> {
     let (file, stat) = open_locked(path, options.read_only)?;
+    if !options.read_only {
+        refuse_under_a_loop_device(path)?;
+    }
     let size = stat.st_size as u64;
     let name = path.display().to_string();
     let logical_block = options.block_size.unwrap_or(512);
@@ -96,6 +99,22 @@ pub(crate) fn open_locked(path: &Path, read_only: bool) -> Result<(Arc<OwnedFd>,
         let named = fs::metadata(path).map_err(OpenError::io(what()))?;
         if (named.dev(), named.ino()) == (stat.st_dev, stat.st_ino) {
             return Ok((Arc::new(file), stat));
+        }
+    }
+}
+
+/// What is mounted on a loop device over the file would be overwritten behind its back; such a device takes no lock.
+fn refuse_under_a_loop_device(path: &Path) -> Result<(), OpenError> {
+    match sysfs::loop_over(path) {
+        None => Ok(()),
+        Some(device) => {
+            let device = device.display();
+            Err(OpenError::InUse {
+                path: path.display().to_string(),
+                by: format!(
+                    "by the loop device {device}: unmount what is on it, and `losetup -d {device}`"
+                ),
+            })
         }
     }
 }

@@ -66,6 +66,17 @@ impl SysDisk {
     }
 }
 
+/// The loop device that is over a file, as far as its name tells: one that was set up in another mount namespace, or over
+/// another name of the file, is not found. The other files are not looked at, since whoever serves them may never answer.
+pub(crate) fn loop_over(file: &Path) -> Option<PathBuf> {
+    let full = fs::canonicalize(file).ok()?;
+    let disks = fs::read_dir("/sys/block").ok()?.flatten();
+    disks.into_iter().find_map(|disk| {
+        let over = text(&disk.path().join("loop/backing_file"))?;
+        (Path::new(&over) == full).then(|| Path::new("/dev").join(disk.file_name()))
+    })
+}
+
 fn text(path: &Path) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
 }

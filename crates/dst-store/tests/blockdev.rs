@@ -40,6 +40,28 @@ fn a_block_device_is_served_and_what_is_flushed_is_on_it() {
 }
 
 #[test]
+fn a_file_under_a_loop_device_is_not_served_for_writing() {
+    if !is_root("a_file_under_a_loop_device_is_not_served_for_writing") {
+        return;
+    }
+    let (_directory, path) = image(16 * MIB);
+    let device = Loop::new(&path);
+    let refused = match open(&path, &OpenOptions::default()) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("served under {}", device.path().display()),
+    };
+    let expected = format!("in use by the loop device {}:", device.path().display());
+    assert!(refused.contains(&expected), "{refused}");
+    let reading = OpenOptions {
+        read_only: true,
+        ..OpenOptions::default()
+    };
+    drop(open(&path, &reading).unwrap());
+    drop(device);
+    drop(open(&path, &OpenOptions::default()).unwrap());
+}
+
+#[test]
 fn discards_and_zeroes_reach_the_device() {
     if !is_root("discards_and_zeroes_reach_the_device") {
         return;

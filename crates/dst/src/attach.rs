@@ -97,8 +97,9 @@ fn check_taken(plan: &Plan) -> Outcome {
             |node| node.display().to_string(),
         );
         let same_name = dir.name() == name;
-        let both_read = plan.read_only && info.read_only;
-        if info.url == url && (same_name || !both_read) {
+        // A reader is in nobody's way; the server has the last word on writers.
+        let both_write = !plan.read_only && !info.read_only;
+        if info.url == url && (same_name || both_write) {
             return Err(Failure::new(
                 Code::AlreadyAttached,
                 format!("{url} is attached already as {place}"),

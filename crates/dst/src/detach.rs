@@ -351,8 +351,8 @@ pub fn wait_for_end(process: &OwnedFd, time: Duration) -> bool {
     matches!(rustix::event::poll(&mut fds, Some(&time)), Ok(1))
 }
 
-/// Removes what a dead agent has left, a device that waits for recovery too unless it is in use; unless `force`d, after what it had acknowledged is safe. Whoever waits for its device
-/// does not wait for that.
+/// Removes what a dead agent has left, a device that waits for recovery too unless it is in use; unless `force`d, after what
+/// it had acknowledged is safe. Whoever waits for its device does not wait for that.
 fn clean_up(dir: &DeviceDir, force: bool, signals: &Signals) -> Outcome<Gone> {
     let name = dir.name();
     let lock = dir

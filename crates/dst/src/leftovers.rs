@@ -1,8 +1,8 @@
 //! What a dead agent has left in its record: made safe on the server before anything else is done with its device.
 //!
-//! The device node died with the agent, or waits for a successor (`recover.rs`), but not the session, nor the writes that had been acknowledged to programs and not
-//! been flushed. `dst detach` of such a device, and `dst attach` under its name where no device waits, settle them first. Only `dst detach --force`
-//! gives them up.
+//! The device node died with the agent, or waits for a successor (`recover.rs`), but not the session, nor the writes that had
+//! been acknowledged to programs and not been flushed. `dst detach` of such a device, and `dst attach` under its name where no
+//! device waits, settle them first. Only `dst detach --force` gives them up.
 //!
 //! A record goes only when it is settled, of no use to anybody, or when what it names is lost for good. Whatever may be
 //! otherwise at another time, or for another version of this program, leaves it where it is.
@@ -38,6 +38,12 @@ pub fn unsettled(dir: &DeviceDir) -> bool {
         Ok(Some(left)) => left.has_writes(),
         Err(_) => true,
     }
+}
+
+/// Whether the agent keeps a record of what it has acknowledged, or had kept one.
+#[must_use]
+pub fn has_record(dir: &DeviceDir) -> bool {
+    matches!(Leftovers::find(dir.path()), Ok(Some(_)))
 }
 
 /// Writes that the agent retains or had retained, and their bytes; `None` where that can't be told.

@@ -21,6 +21,7 @@ mod resize;
 mod runtime_dir;
 mod serve;
 mod signals;
+mod silence;
 mod status;
 mod udev;
 mod values;

@@ -11,7 +11,6 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use dst_blockdev::Choice;
 use dst_client::recover::Leftovers;
 use rustix::process::PidfdFlags;
 
@@ -22,6 +21,7 @@ use crate::detach::wait_for_end;
 use crate::exit::{Code, Failure, Outcome};
 use crate::render;
 use crate::runtime_dir::{DeviceDir, Life};
+use crate::silence;
 
 /// How long an agent may take to answer, and then to be gone: the kernel takes its memory apart.
 const ENDING: Duration = Duration::from_secs(10);
@@ -93,11 +93,6 @@ fn make_ready(dir: &DeviceDir, life: Life) -> Outcome {
     )))
 }
 
-/// Of which front end the device is, as far as that was written down.
-fn front_end(dir: &DeviceDir) -> Option<Choice> {
-    dir.info()?.settings?.front_end.parse().ok()
-}
-
 /// Has a live agent end and leave its device.
 fn hand_over(dir: &DeviceDir) -> Outcome {
     let name = dir.name();
@@ -115,7 +110,7 @@ fn hand_over(dir: &DeviceDir) -> Outcome {
         )
         .hint(format!(
             "`dst status {name}` shows its process; {}",
-            crate::status::without_loss(name, front_end(dir))
+            silence::remedy(dir, dir.info().as_ref())
         ))
     };
     let mut agent = match Agent::connect(&dir.control()) {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use dst_blockdev::Choice;
 use dst_store::format_size;
 use serde_json::{json, Value};
 
@@ -10,9 +9,9 @@ use crate::cli::Status;
 use crate::control::{Agent, DeviceReport};
 use crate::exit::{Code, Failure, Outcome};
 use crate::render::{self, Table};
-use crate::runtime_dir::{AgentInfo, DeviceDir, Life};
+use crate::runtime_dir::{DeviceDir, Life};
 use crate::values::Watch;
-use crate::{leftovers, watch};
+use crate::{leftovers, silence, watch};
 
 /// How long an agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -100,7 +99,7 @@ fn report(dir: &DeviceDir, life: Life) -> DeviceReport {
             "its agent is dead, and another command makes safe what it had acknowledged, or goes on with it"
                 .to_owned(),
         ),
-        (Life::Alive, _) => ("not-responding", silent(dir.name(), info.as_ref(), &error)),
+        (Life::Alive, _) => ("not-responding", silence::in_words(dir, info.as_ref(), &error)),
         _ if dst_blockdev::recoverable(dir.name()) => (
             "waiting-for-recovery",
             format!(
@@ -138,32 +137,6 @@ fn report(dir: &DeviceDir, life: Life) -> DeviceReport {
         retained_bytes: retained.map_or(0, |(_, bytes)| bytes),
         front_end: settings.map_or_else(String::new, |settings| settings.front_end),
         ..DeviceReport::default()
-    }
-}
-
-/// What to do about an agent that lives and does not answer: the way that loses nothing first.
-fn silent(name: &str, info: Option<&AgentInfo>, error: &std::io::Error) -> String {
-    let front_end = info.and_then(|info| info.settings.as_ref()?.front_end.parse().ok());
-    let process = info.map_or_else(String::new, |info| format!(" (process {})", info.pid));
-    let why = match error.kind() {
-        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => String::new(),
-        _ => format!(": {error}"),
-    };
-    format!(
-        "its agent{process} does not answer{why}; {}",
-        without_loss(name, front_end)
-    )
-}
-
-/// What to do with an agent that hangs, in words.
-pub fn without_loss(name: &str, front_end: Option<Choice>) -> String {
-    match front_end {
-        Some(Choice::Ublk | Choice::Nbd) => format!(
-            "if it stays so, kill it, and go on without loss by `dst attach --recover {name}`"
-        ),
-        _ => format!(
-            "if it stays so, kill it, and `dst detach {name}` makes safe what it had acknowledged; `--force` gives that up"
-        ),
     }
 }
 
