@@ -32,9 +32,17 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::cli::{Cli, Command};
+use crate::exit::{Code, Failure};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // A command line that can't be understood can still say that it is a program's.
+        Err(error) if error.use_stderr() && std::env::args_os().any(|word| word == "--json") => {
+            return fail(&misunderstood(&error), true);
+        }
+        Err(error) => error.exit(),
+    };
     let done = match &cli.command {
         Command::Serve(options) => serve::run(options, cli.json),
         Command::Attach(options) => attach::run(options, cli.json),
@@ -52,13 +60,28 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            match cli.json {
-                true => render::note(&serde_json::json!({ "error": failure }).to_string()),
-                false => render::note(&format!("dst: {failure}")),
-            }
-            ExitCode::from(failure.code.number())
-        }
+        Err(failure) => fail(&failure, cli.json),
+    }
+}
+
+/// Says what has failed.
+fn fail(failure: &Failure, json: bool) -> ExitCode {
+    match json {
+        true => render::note(&serde_json::json!({ "error": failure }).to_string()),
+        false => render::note(&format!("dst: {failure}")),
+    }
+    ExitCode::from(failure.code.number())
+}
+
+/// What the parser says: the error in its first paragraph, then what may help.
+fn misunderstood(error: &clap::Error) -> Failure {
+    let text = error.to_string();
+    let (message, help) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let message = message.trim().trim_start_matches("error: ");
+    let failure = Failure::new(Code::Usage, message);
+    match help.trim() {
+        "" => failure,
+        help => failure.hint(help),
     }
 }
 

@@ -41,6 +41,24 @@ fn wrong_usage_is_2() {
 }
 
 #[test]
+fn wrong_usage_is_told_to_programs_too() {
+    let lab = Lab::new();
+    for words in [
+        &["--json", "attach", "storage/disk"][..],
+        &["status", "--jsonn", "--json"],
+        &["--json"],
+    ] {
+        let done = lab.dst(words).expect(2);
+        let told: serde_json::Value = serde_json::from_str(&done.err).unwrap();
+        assert_eq!(told["error"]["code"], "usage", "{done:?}");
+        let message = told["error"]["message"].as_str().unwrap();
+        assert!(!message.is_empty() && !message.starts_with("error:"));
+    }
+    let help = lab.dst(&["--json", "--help"]).ok();
+    assert!(help.out.contains("Usage"), "{help:?}");
+}
+
+#[test]
 fn a_server_that_is_not_there_is_3() {
     let lab = Lab::new();
     let url = lab.url("disk");
