@@ -15,8 +15,6 @@ url() { echo "dst+unix:///tmp/all.sock?export=$1"; }
 attach_as() {
     kind=$1 name=$2 at=$(url "$3")
     shift 3
-    # What this machine writes to it attaches once more only by another address.
-    case "$*" in *--read-only*) at=dst://127.0.0.1/two ;; esac
     dst attach --front-end "$kind" --retain 4M --name "$name" "$@" "$at" >/tmp/attached 2>&1 ||
         fail "attach $name: $(cat /tmp/attached)"
     disk=$(readlink -f "/dev/dst/$name")
@@ -43,7 +41,7 @@ while [ $number -lt "$devices" ]; do
     exports="$exports e$number=memory:4M"
 done
 # shellcheck disable=SC2086 # a list
-dst serve --memory $((devices * 80 + 256))M --lease-time 1s --listen dst+unix:///tmp/all.sock --listen dst://127.0.0.1 \
+dst serve --memory $((devices * 80 + 256))M --lease-time 1s --listen dst+unix:///tmp/all.sock \
     two=memory:16M $exports >/tmp/all.server.log 2>&1 &
 server=$!
 wait_for 20 test -S /tmp/all.sock
@@ -113,6 +111,7 @@ while [ $round -lt "$rounds" ]; do
     attach_as $kind again two
     dd if=/tmp/pattern of="$disk" bs=1M count=1 oflag=direct 2>/dev/null || fail "writing in round $round"
     detach again
+    [ $((round % 50)) != 0 ] || echo "round $round: the server has $(memory_of "$server") KiB"
     if [ $round = 9 ]; then
         wait_for 20 nothing_left
         begin_processes=$(processes) begin_descriptors=$(descriptors) begin_threads=$(threads) begin_nodes=$(nodes || true)

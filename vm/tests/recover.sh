@@ -259,9 +259,17 @@ serve
 recover
 wait "$reader" || fail "a reader"
 cmp "$disk" "$image" || fail "the image is not what the device shows"
-dst detach disk
-nothing_left
 echo "ok: a read-only device is recovered, with its own export only"
+
+kill_agent
+dst attach --front-end "$front" --name writer "$url" >/tmp/attached 2>&1 || fail "a writer: $(cat /tmp/attached)"
+dd if=/tmp/pattern.1 of=/dev/dst/writer bs=64K oflag=direct conv=fsync status=none || fail "writing beside a reader that waits"
+recover
+dd if="$disk" bs=256K count=1 iflag=direct status=none | cmp /tmp/pattern.1 - || fail "the reader shows other bytes"
+dst detach writer || fail "detach of the writer"
+dst detach disk || fail "detach of the reader"
+nothing_left
+echo "ok: a reader that waits is in no writer's way"
 
 attach
 kill_server

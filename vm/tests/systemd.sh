@@ -56,6 +56,17 @@ lsblk -n -o NAME,SERIAL,MOUNTPOINT "$disk" | grep -q "dst-$id\|$id" || fail "lsb
 fdisk -l "$disk" | grep -q "134217728 bytes" || fail "fdisk: $(fdisk -l "$disk")"
 echo "ok: udev has /dev/disk/by-id/dst-$id; lsblk, blkid, blockdev, fdisk, udevadm settle behave"
 
+# A reader of the same export leaves the links where they are, whoever is looked at last.
+dst attach --read-only --front-end fuse --name reader 'dst+unix:///run/dst-main.sock?export=disk' >/dev/null || fail "a reader"
+reader=$(readlink -f /dev/dst/reader)
+echo change >"/sys/class/block/${reader##*/}/uevent"
+udevadm settle --timeout 60 || fail "udev does not settle"
+udevadm info -q property "$reader" | grep -qx "DST_EXPORT_ID=$id" || fail "udev does not know the reader"
+[ "$(readlink -f "/dev/disk/by-id/dst-$id")" = "$disk" ] || fail "/dev/disk/by-id/dst-$id is the reader"
+[ "$(readlink -f "/dev/disk/by-uuid/$uuid")" = "$disk" ] || fail "the by-uuid link is the reader's"
+dst detach reader >/dev/null || fail "detach the reader"
+echo "ok: beside a reader the links are the writer's"
+
 if [ "$boot" = first ]; then
     # Not synced: that is for the shutdown to do.
     cp -a /usr/lib/systemd /mnt/copy || fail "copying"

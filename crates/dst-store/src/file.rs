@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
     fallocate, fstat, fstatfs, ftruncate, major, minor, open, FallocateFlags, Mode, OFlags, Stat,
@@ -24,6 +25,9 @@ use crate::open::{check_geometry, open_path, OpenError, OpenOptions};
 use crate::size::format_size;
 use crate::sysfs::{self, SysDisk};
 use crate::target::{Abilities, Target};
+
+/// How long a loop device is waited for that may be about to go.
+const LOOP_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What is special about regular files.
 struct FileTarget {
@@ -103,20 +107,20 @@ pub(crate) fn open_locked(path: &Path, read_only: bool) -> Result<(Arc<OwnedFd>,
     }
 }
 
-/// What is mounted on a loop device over the file would be overwritten behind its back; such a device takes no lock.
+/// What is mounted on a loop device over the file would be overwritten behind its back; such a device takes no lock. One that
+/// is on its way out, after an unmount, is waited for.
 fn refuse_under_a_loop_device(path: &Path) -> Result<(), OpenError> {
-    match sysfs::loop_over(path) {
-        None => Ok(()),
-        Some(device) => {
-            let device = device.display();
-            Err(OpenError::InUse {
+    let until = Instant::now() + LOOP_PATIENCE;
+    while let Some(device) = sysfs::loop_over(path) {
+        if Instant::now() >= until {
+            return Err(OpenError::UnderLoop {
                 path: path.display().to_string(),
-                by: format!(
-                    "by the loop device {device}: unmount what is on it, and `losetup -d {device}`"
-                ),
-            })
+                device: device.display().to_string(),
+            });
         }
+        std::thread::sleep(Duration::from_millis(20));
     }
+    Ok(())
 }
 
 const KEEP_SIZE: FallocateFlags = FallocateFlags::KEEP_SIZE;

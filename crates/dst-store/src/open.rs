@@ -67,6 +67,14 @@ pub enum OpenError {
         /// By whom, as far as can be told: "by another server (process 123)".
         by: String,
     },
+    /// A loop device is over the file.
+    #[error("{path} is in use by the loop device {device}, as far as its name tells")]
+    UnderLoop {
+        /// As given.
+        path: String,
+        /// Its node, as `/dev/loop0`.
+        device: String,
+    },
     /// Nothing to serve.
     #[error("{what} is empty (0 bytes): there is nothing to serve")]
     Empty {

@@ -2,6 +2,7 @@
 //! without a device of their own (btrfs, tmpfs, network) have device numbers that it does not know.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 /// A disk or partition in `/sys`.
@@ -66,14 +67,17 @@ impl SysDisk {
     }
 }
 
-/// The loop device that is over a file, as far as its name tells: one that was set up in another mount namespace, or over
-/// another name of the file, is not found. The other files are not looked at, since whoever serves them may never answer.
+/// The loop device that is over a file and may write to it, as far as its name tells. One that was set up in another mount
+/// namespace, or over another name of the file, is not found, and one of another namespace can seem to be over this file. The
+/// device is not asked: opening it may wait for whoever serves its own file.
 pub(crate) fn loop_over(file: &Path) -> Option<PathBuf> {
     let full = fs::canonicalize(file).ok()?;
     let disks = fs::read_dir("/sys/block").ok()?.flatten();
     disks.into_iter().find_map(|disk| {
-        let over = text(&disk.path().join("loop/backing_file"))?;
-        (Path::new(&over) == full).then(|| Path::new("/dev").join(disk.file_name()))
+        let over = fs::read(disk.path().join("loop/backing_file")).ok()?;
+        let same = over.strip_suffix(b"\n") == Some(full.as_os_str().as_bytes());
+        let writes = number(&disk.path().join("ro")) != Some(1);
+        (same && writes).then(|| Path::new("/dev").join(disk.file_name()))
     })
 }
 

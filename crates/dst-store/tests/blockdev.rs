@@ -50,7 +50,7 @@ fn a_file_under_a_loop_device_is_not_served_for_writing() {
         Err(error) => error.to_string(),
         Ok(_) => panic!("served under {}", device.path().display()),
     };
-    let expected = format!("in use by the loop device {}:", device.path().display());
+    let expected = format!("in use by the loop device {},", device.path().display());
     assert!(refused.contains(&expected), "{refused}");
     let reading = OpenOptions {
         read_only: true,

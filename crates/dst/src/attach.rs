@@ -83,7 +83,8 @@ fn check_taken(plan: &Plan) -> Outcome {
     for (dir, life) in DeviceDir::all() {
         let left = dir.info().filter(|info| {
             let other = life == Life::Dead && dir.name() != name;
-            other && !plan.read_only && same_export(&info.url, plan)
+            let both_write = !plan.read_only && !info.read_only;
+            other && both_write && same_export(&info.url, plan)
         });
         // Another holder of the lease would put an end to what can still be gone on with or made safe.
         if let Some(info) = left {
@@ -104,7 +105,10 @@ fn check_taken(plan: &Plan) -> Outcome {
                 Code::AlreadyAttached,
                 format!("{url} is attached already as {place}"),
             )
-            .hint(format!("detach it first: dst detach {}", dir.name())));
+            .hint(match both_write {
+                true => format!("detach it first: dst detach {}", dir.name()),
+                false => "--name gives this one another name".to_owned(),
+            }));
         }
         if same_name && dir == DeviceDir::own(name) {
             return Err(Failure::new(

@@ -40,10 +40,11 @@ pub fn unsettled(dir: &DeviceDir) -> bool {
     }
 }
 
-/// Whether the agent keeps a record of what it has acknowledged, or had kept one.
+/// Whether the agent keeps a record of what it has acknowledged, or had kept one; `None` where that can't be looked into.
 #[must_use]
-pub fn has_record(dir: &DeviceDir) -> bool {
-    matches!(Leftovers::find(dir.path()), Ok(Some(_)))
+pub fn has_record(dir: &DeviceDir) -> Option<bool> {
+    let found = Leftovers::find(dir.path()).ok()?;
+    Some(found.is_some())
 }
 
 /// Writes that the agent retains or had retained, and their bytes; `None` where that can't be told.

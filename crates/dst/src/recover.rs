@@ -19,9 +19,9 @@ use crate::cli::Attach;
 use crate::control::{Agent, Reply, Request};
 use crate::detach::wait_for_end;
 use crate::exit::{Code, Failure, Outcome};
+use crate::remedy;
 use crate::render;
 use crate::runtime_dir::{DeviceDir, Life};
-use crate::silence;
 
 /// How long an agent may take to answer, and then to be gone: the kernel takes its memory apart.
 const ENDING: Duration = Duration::from_secs(10);
@@ -110,7 +110,7 @@ fn hand_over(dir: &DeviceDir) -> Outcome {
         )
         .hint(format!(
             "`dst status {name}` shows its process; {}",
-            silence::remedy(dir, dir.info().as_ref())
+            remedy::if_it_stays_so(dir, dir.info().as_ref())
         ))
     };
     let mut agent = match Agent::connect(&dir.control()) {

@@ -160,6 +160,9 @@ fn start_failure(error: StartError) -> Failure {
             {
                 with(Code::Permission)
             }
+            dst_store::OpenError::UnderLoop { device, .. } => with(Code::Export).hint(format!(
+                "unmount what is on it and `losetup -d {device}`, or --read-only"
+            )),
             _ => with(Code::Export),
         },
         StartError::Name(_) | StartError::Memory(_) => with(Code::Usage),

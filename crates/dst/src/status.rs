@@ -11,7 +11,7 @@ use crate::exit::{Code, Failure, Outcome};
 use crate::render::{self, Table};
 use crate::runtime_dir::{DeviceDir, Life};
 use crate::values::Watch;
-use crate::{leftovers, silence, watch};
+use crate::{leftovers, remedy, watch};
 
 /// How long an agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -99,7 +99,7 @@ fn report(dir: &DeviceDir, life: Life) -> DeviceReport {
             "its agent is dead, and another command makes safe what it had acknowledged, or goes on with it"
                 .to_owned(),
         ),
-        (Life::Alive, _) => ("not-responding", silence::in_words(dir, info.as_ref(), &error)),
+        (Life::Alive, _) => ("not-responding", remedy::of_silent(dir, info.as_ref(), &error)),
         _ if dst_blockdev::recoverable(dir.name()) => (
             "waiting-for-recovery",
             format!(
@@ -107,13 +107,7 @@ fn report(dir: &DeviceDir, life: Life) -> DeviceReport {
                 dir.name()
             ),
         ),
-        _ => (
-            "dead",
-            format!(
-                "its agent was killed; `dst detach {}` makes what it had acknowledged safe on the server, and cleans up",
-                dir.name()
-            ),
-        ),
+        _ => ("dead", remedy::of_dead(dir, info.as_ref())),
     };
     let retained = leftovers::retained(dir).filter(|_| life == Life::Dead);
     let settings = info.as_ref().and_then(|info| info.settings.clone());

@@ -44,7 +44,18 @@ fn readers_and_a_writer_of_one_export_have_room_on_one_machine_and_a_second_writ
     let _server = lab.serve(&["--size", "16M", "disk.img"]);
     let reader = lab.attach("disk", "r", &["--read-only"]);
     let writer = lab.attach("disk", "w", &[]);
+    let disk = File::options().write(true).open(&writer.node).unwrap();
+    disk.write_all_at(&[1; 4096], 0).unwrap();
+    disk.sync_all().unwrap();
     let another = lab.attach("disk", "s", &["--read-only"]);
+    let mut found = [0; 4096];
+    let file = File::open(&another.node).unwrap();
+    file.read_exact_at(&mut found, 0).unwrap();
+    assert_eq!(found, [1; 4096]);
+    // Its lease is the writer's own, whoever else comes.
+    disk.write_all_at(&[2; 4096], 4096).unwrap();
+    disk.sync_all().unwrap();
+    drop((disk, file));
     let url = lab.url("disk");
     let second = lab.name("x");
     lab.dst(&["attach", &url, "--name", &second]).expect(7);

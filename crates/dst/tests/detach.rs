@@ -149,6 +149,15 @@ fn an_agent_that_hangs_is_given_up_and_ended_by_force() {
         message.contains(&process) && message.contains("makes safe"),
         "{message}"
     );
+    // Without a record nothing is.
+    let run = lab.path("run").join(&device.name);
+    std::fs::rename(run.join("record"), run.join("away")).unwrap();
+    let message = lab.status(&device.name)["message"].to_string();
+    assert!(
+        message.contains("are lost") && !message.contains("makes safe"),
+        "{message}"
+    );
+    std::fs::rename(run.join("away"), run.join("record")).unwrap();
     let io = std::thread::spawn(move || file.write_all_at(Aligned::new(1).bytes(), 0));
     let given_up = lab.dst(&["detach", &device.name]).expect(20);
     assert!(given_up.err.contains("--force"), "{given_up:?}");

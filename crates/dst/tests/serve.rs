@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs::File;
+use std::process::Command;
 
 use common::{can_attach, Lab, Running, Server};
 use rustix::process::Signal;
@@ -46,6 +47,42 @@ fn a_list_shows_what_is_served_and_who_writes() {
         assert!(listed["exports"][0]["writer"].is_null(), "{listed}");
     }
     server.stop();
+}
+
+#[test]
+fn what_a_loop_device_is_over_is_refused_with_what_to_do() {
+    if !can_attach() {
+        return;
+    }
+    let lab = Lab::new();
+    let image = lab.path("disk.img");
+    File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    let set_up = Command::new("losetup")
+        .args(["--find", "--show"])
+        .arg(&image)
+        .output()
+        .unwrap();
+    let device = String::from_utf8(set_up.stdout).unwrap();
+    let device = device.trim();
+    let listening = format!("dst+unix://{}", lab.text("socket"));
+    let through_a_pipe = format!(
+        "dst+exec:///disk?command={}%20serve%20--stdio%20disk.img",
+        env!("CARGO_BIN_EXE_dst")
+    );
+    let refused = [
+        lab.dst(&["serve", "--listen", &listening, "disk.img"]),
+        lab.dst(&["list", &through_a_pipe]),
+    ];
+    let gone = Command::new("losetup").args(["--detach", device]).status();
+    assert!(gone.unwrap().success());
+    let hint = format!("losetup -d {device}");
+    for (done, code) in refused.into_iter().zip([16, 3]) {
+        let done = done.expect(code);
+        assert!(
+            done.err.contains("in use by the loop device") && done.err.contains(&hint),
+            "{done:?}"
+        );
+    }
 }
 
 #[test]
