@@ -18,6 +18,10 @@
 //!   flag. (The ring's own descriptor is no use: with `DEFER_TASKRUN` it wakes nobody for such work.)
 //! - Nothing waits for that flag to be clear: the kernel queues the work, then sets the flag, and if we do the work in between
 //!   the flag stays until there is other work. That may never come, when all who could cause it wait for us.
+//! - The flag is believed as long as there may be work behind it. In Linux 7.3 the queue can hold work that the kernel
+//!   can't reach yet, because whoever adds it has been interrupted halfway, and for which it signals nothing more: it leaves
+//!   the flag set. So [`Queues::gather`] asks in the way in which the kernel comes back with nothing only from an empty queue.
+//!   Whoever adds to an empty queue signals.
 //!
 //! The states of a tag are in `tags.rs`.
 
@@ -140,7 +144,7 @@ impl Queues {
             }
         }
         if !self.ring.completion().is_empty() {
-            rustix::io::write(&self.event, &1_u64.to_ne_bytes())?;
+            self.look_again()?;
         }
         Ok(!self.tags.all_gone())
     }
@@ -154,14 +158,37 @@ impl Queues {
         }
         let mut there = self.ring.completion().len();
         while self.ring.submission().taskrun() {
-            self.enter()?;
-            // One call may leave some of it for the next, but never does nothing then. If it did nothing the flag is about
-            // what an earlier call has done already.
+            self.run_work()?;
+            // One call may leave some of it for the next, but not all. If it did nothing the flag is about what an earlier
+            // call has done already.
             let before = std::mem::replace(&mut there, self.ring.completion().len());
             if there == before {
                 break;
             }
         }
+        Ok(())
+    }
+
+    /// Goes to the kernel for at least one completion of what it has queued, if there is anything.
+    fn run_work(&self) -> io::Result<()> {
+        // Before it looks at the time the kernel does what is there, and while it has done nothing it waits for what is being
+        // added. Every such piece of work is at least one command's completion.
+        let no_time = types::Timespec::new();
+        let arguments = types::SubmitArgs::new().timespec(&no_time);
+        match self.ring.submitter().submit_with_args(1, &arguments) {
+            Ok(_) => Ok(()),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::TIME) => Ok(()),
+                // Then it may not have looked.
+                Some(Errno::INTR | Errno::AGAIN | Errno::BUSY | Errno::NOMEM) => self.look_again(),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Has [`Queues::take`] called once more.
+    fn look_again(&self) -> io::Result<()> {
+        rustix::io::write(&self.event, &1_u64.to_ne_bytes())?;
         Ok(())
     }
 
