@@ -15,7 +15,11 @@ wait_for 20 test -S /tmp/busy.sock
 dst attach --front-end ublk --retain 8M 'dst+unix:///tmp/busy.sock?export=null' >/tmp/attached 2>&1 || fail "attach: $(cat /tmp/attached)"
 disk=$(readlink -f /dev/dst/null)
 
-done_so_far() { dst status --json null | awk -F'[:,]' '/"(reads|writes)"/ { sum += $2 } END { print sum }'; }
+# Of the totals; the rates have the same names.
+done_so_far() {
+    dst status --json null |
+        awk -F'[:,]' '/"totals"/ { within = 1 } within && /"(reads|writes)"/ { sum += $2 } /}/ { within = 0 } END { printf "%.0f\n", sum }'
+}
 fio --name=busy --filename="$disk" --direct=1 --rw=randrw --bs=4k --ioengine=psync --thread --numjobs=12 --time_based \
     --runtime="$seconds" --group_reporting >/tmp/fio.log 2>&1 &
 fio=$!
